@@ -108,7 +108,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
         { "reason": "STAMP_NOT_FOUND", "domain": "bridge.omninode",
           "metadata": { "digest": "af1349b9...", "namespace": "docs" } }
     """
-    ERROR_REASON_INTERNAL_ERROR: _ErrorReason.ValueType  # 15
+    ERROR_REASON_SERVICE_UNKNOWN: _ErrorReason.ValueType  # 15
+    """The node has no service of the name that a health check asks for. NOT_FOUND.
+
+        { "reason": "SERVICE_UNKNOWN", "domain": "bridge.omninode", "metadata": { "service": "acme.v1.Acme" } }
+    """
+    ERROR_REASON_INTERNAL_ERROR: _ErrorReason.ValueType  # 16
     """A fault of the bridge itself. INTERNAL; the log holds a line with the correlation id of the call.
 
         { "reason": "INTERNAL_ERROR", "domain": "bridge.omninode", "metadata": { "correlation_id": "5f0c..." } }
@@ -194,7 +199,12 @@ ERROR_REASON_STAMP_NOT_FOUND: ErrorReason.ValueType  # 14
     { "reason": "STAMP_NOT_FOUND", "domain": "bridge.omninode",
       "metadata": { "digest": "af1349b9...", "namespace": "docs" } }
 """
-ERROR_REASON_INTERNAL_ERROR: ErrorReason.ValueType  # 15
+ERROR_REASON_SERVICE_UNKNOWN: ErrorReason.ValueType  # 15
+"""The node has no service of the name that a health check asks for. NOT_FOUND.
+
+    { "reason": "SERVICE_UNKNOWN", "domain": "bridge.omninode", "metadata": { "service": "acme.v1.Acme" } }
+"""
+ERROR_REASON_INTERNAL_ERROR: ErrorReason.ValueType  # 16
 """A fault of the bridge itself. INTERNAL; the log holds a line with the correlation id of the call.
 
     { "reason": "INTERNAL_ERROR", "domain": "bridge.omninode", "metadata": { "correlation_id": "5f0c..." } }

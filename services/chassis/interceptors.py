@@ -1,0 +1,382 @@
+"""The two ends of a hop: one server interceptor, and one client interceptor for each of gRPC's four shapes of call.
+
+The server's parses, bounds, counts and logs every call, and turns what a servicer raises into a status; servicers neither catch nor
+abort. The client's carries the correlation id and the deadline on, and raises the refusal again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import os
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeAlias, cast
+
+import grpc
+from google.protobuf.message import DecodeError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from omninode.bridge.errors.v1 import errors_pb2
+from services.chassis.errors import BridgeError, DeadlineExceeded, InvalidArgument, Unavailable, from_validation
+from services.chassis.status import CODES, Trailers, from_rpc_error, internal_trailers, to_trailers
+from services.chassis.telemetry import CORRELATION_METADATA, CallMetrics, MethodMetrics, correlation_id
+
+_log = logging.getLogger(__name__)
+_access_log = logging.getLogger("access")
+
+_Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+
+_deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
+"""When the work of the call that this task serves must be done, in the event loop's time."""
+
+_MAX_CORRELATION_ID = 128
+"""A longer one is a mistake or an attack; it would stand in every log line."""
+
+
+class MalformedMessage(InvalidArgument):
+    """The bytes are no message of the method's type."""
+
+    reason = errors_pb2.ERROR_REASON_MALFORMED_MESSAGE
+
+
+class DeadlineTooShort(DeadlineExceeded):
+    """The work did not finish within the caller's deadline."""
+
+    reason = errors_pb2.ERROR_REASON_DEADLINE_TOO_SHORT
+
+
+class ShuttingDown(Unavailable):
+    """The node is stopping; another replica, or this one after its restart, will answer."""
+
+    reason = errors_pb2.ERROR_REASON_SHUTTING_DOWN
+
+
+class CallSettings(BaseModel):
+    """How calls are bounded and logged."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    deadline_margin_seconds: float = Field(0.01, ge=0)
+    """Taken off the caller's deadline, so that the refusal reaches the caller in its time; one hop takes milliseconds."""
+    minimum_work_seconds: float = Field(0.005, ge=0)
+    """A call with less than this left after the margin is refused at once: no write of ours commits faster on a busy disk."""
+    access_log: bool = False
+    """One log line a call. Off by default: the metrics say the same at a tenth of the cost."""
+
+
+class ServerInterceptor(grpc.aio.ServerInterceptor):
+    """Parsing, deadline, correlation id, metrics, log and errors of every call of one server."""
+
+    def __init__(self, metrics: CallMetrics, settings: CallSettings) -> None:
+        self._metrics = metrics
+        self._settings = settings
+        self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        self._watches = _Watches()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        method = handler_call_details.method
+        handler = self._handlers.get(method)
+        if handler is None:
+            handler = await continuation(handler_call_details)
+            if handler is not None:
+                handler = self._handlers[method] = self._wrap(method, handler)
+        return handler
+
+    def end_watches(self) -> None:
+        """Ends the streams that would go on for ever, and those yet to come, with SHUTTING_DOWN."""
+        self._watches.close()
+
+    def _wrap(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+        kind = _SHAPES[handler.request_streaming, handler.response_streaming]
+        behavior = getattr(handler, kind)
+        served = _ServedMethod(
+            method,
+            self._metrics.of(kind, method),
+            self._settings,
+            endless=handler.response_streaming and _is_endless(method),
+            watches=self._watches,
+        )
+        parse = _parser(method, handler.request_deserializer)
+        wrapped = (
+            served.streaming(behavior, parse, handler.request_streaming)
+            if handler.response_streaming
+            else served.unary(behavior, parse, handler.request_streaming)
+        )
+        # No deserializer: the bytes come here, where a failure to parse them can be a typed refusal.
+        make = getattr(grpc, f"{kind}_rpc_method_handler")
+        result: grpc.RpcMethodHandler[Any, Any] = make(wrapped, None, handler.response_serializer)
+        return result
+
+
+class _Watches:
+    """The calls of one server that end only when their caller leaves or the server stops."""
+
+    def __init__(self) -> None:
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self.ended: set[asyncio.Task[Any]] = set()
+        self.closed = False
+
+    def close(self) -> None:
+        self.closed = True
+        for task in self.tasks:
+            self.ended.add(task)
+            task.cancel()
+
+
+_SHAPES = {
+    (False, False): "unary_unary",
+    (False, True): "unary_stream",
+    (True, False): "stream_unary",
+    (True, True): "stream_stream",
+}
+
+
+def _is_endless(method: str) -> bool:
+    name = method.rsplit("/", 1)[1]
+    return name.startswith("Watch") or name == "ServerReflectionInfo"
+
+
+def _parser(method: str, deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+    def parse(raw: bytes) -> Any:
+        try:
+            return deserialize(raw) if deserialize else raw
+        except (DecodeError, UnicodeDecodeError) as error:
+            raise MalformedMessage(metadata={"method": method}) from error
+
+    return parse
+
+
+async def _parsed(requests: AsyncIterable[bytes], parse: Callable[[bytes], Any]) -> AsyncIterator[Any]:
+    async for raw in requests:
+        yield parse(raw)
+
+
+class _ServedMethod:
+    """One method with everything about it that does not change from call to call."""
+
+    def __init__(
+        self, method: str, metrics: MethodMetrics, settings: CallSettings, *, endless: bool, watches: _Watches
+    ) -> None:
+        self._method = method
+        self._metrics = metrics
+        self._settings = settings
+        self._endless = endless
+        self._watches = watches
+
+    def unary(
+        self, behavior: Callable[..., Any], parse: Callable[[bytes], Any], request_streaming: bool
+    ) -> Callable[..., Any]:
+        async def call(request: Any, context: _Context) -> Any:
+            async with self._call(context):
+                return await behavior(_parsed(request, parse) if request_streaming else parse(request), context)
+
+        return call
+
+    def streaming(
+        self, behavior: Callable[..., Any], parse: Callable[[bytes], Any], request_streaming: bool
+    ) -> Callable[..., Any]:
+        if inspect.isasyncgenfunction(behavior):
+
+            async def generate(request: Any, context: _Context) -> AsyncIterator[Any]:
+                async with self._call(context):
+                    async for response in behavior(
+                        _parsed(request, parse) if request_streaming else parse(request), context
+                    ):
+                        yield response
+
+            return generate
+        # The health service's Watch writes to its context instead of yielding.
+        return self.unary(behavior, parse, request_streaming)
+
+    @asynccontextmanager
+    async def _call(self, context: _Context) -> AsyncIterator[None]:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        self._metrics.start()
+        correlation_id.set(_correlation_id_of(context))
+        code = grpc.StatusCode.OK
+        try:
+            with self._watching():
+                remaining = context.time_remaining()
+                if remaining is None:
+                    yield
+                else:
+                    async with self._bounded(began, remaining):
+                        yield
+        except BaseException as error:
+            code, refusal = self._judge(error, context)
+            if refusal is None:
+                raise
+            await context.abort(code, *refusal)
+        finally:
+            seconds = loop.time() - began
+            self._metrics.end(code.name, seconds)
+            if self._settings.access_log:
+                details = {
+                    "method": self._method,
+                    "code": code.name,
+                    "ms": round(seconds * 1000, 3),
+                    "peer": context.peer(),
+                }
+                _access_log.info("call", extra=details)
+
+    def _judge(self, error: BaseException, context: _Context) -> tuple[grpc.StatusCode, tuple[str, Trailers] | None]:
+        """The code of a call that ended with `error`, and its message and trailers; None where the error goes on as it is."""
+        match error:
+            case BridgeError():
+                return CODES[error.code], (error.message, to_trailers(error))
+            case ValidationError():
+                invalid = from_validation(error)
+                return grpc.StatusCode.INVALID_ARGUMENT, (invalid.message, to_trailers(invalid))
+            case grpc.aio.AbortError():
+                # A servicer of another package has answered already. The stubs call this code an enum; it is its number.
+                return CODES.get(cast(int, context.code()), grpc.StatusCode.UNKNOWN), None
+            case Exception():
+                _log.error("internal error", exc_info=error, extra={"method": self._method})
+                message = "internal error"
+                return grpc.StatusCode.INTERNAL, (message, internal_trailers(message, correlation_id.get()))
+            case _:
+                return grpc.StatusCode.CANCELLED, None
+
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        """Lets a server that stops end this call, where it is one that would go on for ever."""
+        if not self._endless:
+            yield
+            return
+        task = asyncio.current_task()
+        assert task is not None
+        if self._watches.closed:
+            raise ShuttingDown
+        self._watches.tasks.add(task)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if task not in self._watches.ended:
+                raise
+            task.uncancel()
+            raise ShuttingDown from None
+        finally:
+            self._watches.tasks.discard(task)
+            self._watches.ended.discard(task)
+
+    @asynccontextmanager
+    async def _bounded(self, began: float, remaining: float) -> AsyncIterator[None]:
+        budget = remaining - self._settings.deadline_margin_seconds
+        if budget < self._settings.minimum_work_seconds:
+            raise DeadlineTooShort(
+                "too little of the caller's deadline is left to do the work",
+                metadata={"remaining_ms": str(max(0, round(remaining * 1000)))},
+            )
+        _deadline.set(began + budget)
+        try:
+            async with asyncio.timeout_at(began + budget) as bound:
+                yield
+        except TimeoutError:
+            if not bound.expired():
+                raise
+            raise DeadlineTooShort(metadata={"remaining_ms": "0"}) from None
+
+
+def _correlation_id_of(context: _Context) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if (
+            key == CORRELATION_METADATA
+            and isinstance(value, str)
+            and 0 < len(value) <= _MAX_CORRELATION_ID
+            and value.isprintable()
+        ):
+            return value
+    return os.urandom(16).hex()
+
+
+class _ClientHop:
+    """What each shape of call does before and after: carry on the correlation id and the deadline; raise the refusal again."""
+
+    def __init__(self, default_timeout: float | None = None) -> None:
+        self._default_timeout = default_timeout
+
+    def details(self, details: grpc.aio.ClientCallDetails) -> grpc.aio.ClientCallDetails:
+        metadata = grpc.aio.Metadata(*(details.metadata or ()))
+        if metadata.get(CORRELATION_METADATA) is None:
+            metadata.add(CORRELATION_METADATA, correlation_id.get() or os.urandom(16).hex())
+        timeout = details.timeout if details.timeout is not None else self._default_timeout
+        deadline = _deadline.get()
+        if deadline is not None:
+            left = deadline - asyncio.get_running_loop().time()
+            timeout = left if timeout is None else min(timeout, left)
+        return grpc.aio.ClientCallDetails(
+            details.method, timeout, metadata, details.credentials, details.wait_for_ready
+        )
+
+    async def answer(self, continuation: Callable[..., Any], details: grpc.aio.ClientCallDetails, request: Any) -> Any:
+        try:
+            call = await continuation(self.details(details), request)
+            return await call
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) or error from error
+
+    async def answers(
+        self, continuation: Callable[..., Any], details: grpc.aio.ClientCallDetails, request: Any
+    ) -> AsyncIterator[Any]:
+        # The call begins here and not at the first read: gRPC binds the caller's handle to it as soon as this returns.
+        return self._read(await continuation(self.details(details), request))
+
+    @staticmethod
+    async def _read(call: Any) -> AsyncIterator[Any]:
+        try:
+            async for response in call:
+                yield response
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) or error from error
+        finally:
+            call.cancel()
+
+
+class _Answered:
+    """A finished call: gRPC awaits what a stream-unary interceptor returns; a unary-unary one may return the message itself."""
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+
+    def __await__(self) -> Generator[None, None, Any]:
+        yield from ()
+        return self._response
+
+    def done(self) -> bool:
+        return True
+
+    def cancel(self) -> bool:
+        return False
+
+
+class _UnaryUnary(_ClientHop, grpc.aio.UnaryUnaryClientInterceptor):
+    async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return await self.answer(continuation, client_call_details, request)
+
+
+class _StreamUnary(_ClientHop, grpc.aio.StreamUnaryClientInterceptor):
+    async def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+        return _Answered(await self.answer(continuation, client_call_details, request_iterator))
+
+
+class _UnaryStream(_ClientHop, grpc.aio.UnaryStreamClientInterceptor):
+    async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        return await self.answers(continuation, client_call_details, request)
+
+
+class _StreamStream(_ClientHop, grpc.aio.StreamStreamClientInterceptor):
+    async def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+        return await self.answers(continuation, client_call_details, request_iterator)
+
+
+def client_interceptors(default_timeout: float) -> list[grpc.aio.ClientInterceptor]:
+    """The client's end for every shape of call; `default_timeout` (seconds) bounds unary calls that name no deadline."""
+    return [_UnaryUnary(default_timeout), _StreamUnary(), _UnaryStream(), _StreamStream()]

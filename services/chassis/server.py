@@ -1,0 +1,165 @@
+"""A node's gRPC server: its contract, health, reflection, metrics over HTTP, and an end that loses no call.
+
+What the contract does is the node's; a node adds its servicer and awaits `run`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Container
+from typing import TypeVar
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
+from pydantic import ConfigDict, Field
+
+from omninode.bridge.errors.v1 import errors_pb2
+from services.chassis.errors import FailedPrecondition, NotFound
+from services.chassis.interceptors import CallSettings, ServerInterceptor
+from services.chassis.telemetry import CallMetrics, metrics_endpoint
+
+_log = logging.getLogger(__name__)
+Servicer = TypeVar("Servicer")
+
+
+class PortInUse(FailedPrecondition):
+    """Another process listens on the port."""
+
+
+class ServiceUnknown(NotFound):
+    """The node has no service of this name."""
+
+    reason = errors_pb2.ERROR_REASON_SERVICE_UNKNOWN
+
+
+class ServerSettings(CallSettings):
+    """Where a node listens, what it takes, and how it stops."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = "127.0.0.1"
+    """Loopback unless an operator says otherwise: the mesh has no authentication of its own."""
+    port: int = Field(0, ge=0, le=65535)
+    """0 takes a free one."""
+    metrics_port: int | None = Field(None, ge=0, le=65535)
+    """Prometheus metrics over HTTP; by default the port + 1000."""
+    max_message_bytes: int = Field(16 * 1024 * 1024, gt=0)
+    """Both ways; the contracts' bound. gRPC itself refuses more, with RESOURCE_EXHAUSTED."""
+    max_connection_age_seconds: float | None = Field(None, gt=0)
+    """After this a connection is asked to be made anew, so that clients find replicas added behind one name; by default never."""
+    max_connection_age_grace_seconds: float = Field(60.0, gt=0)
+    """How long calls on an aged connection may go on."""
+    drain_notice_seconds: float = Field(0.1, ge=0)
+    """From NOT_SERVING to the closed listener: the time for health watchers to look elsewhere; balancers that poll need more."""
+    drain_seconds: float = Field(20.0, ge=0)
+    """How long running calls may take to finish; below Kubernetes' 30 seconds before it kills."""
+    min_ping_interval_seconds: float = Field(10.0, gt=0)
+    """A client that pings more often is cut off; the bridge's own clients ping every 20 s."""
+    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+    """The least severe log line that is written."""
+
+
+class _Health(health.aio.HealthServicer):
+    """grpc.health.v1, with a typed refusal of an unknown service."""
+
+    def __init__(self, services: Container[str]) -> None:
+        super().__init__()
+        self._services = services
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, context: object) -> health_pb2.HealthCheckResponse:
+        if request.service and request.service not in self._services:
+            raise ServiceUnknown(metadata={"service": request.service[:255]})
+        return await super().Check(request, context)
+
+
+class Server:
+    """One node's server. `add` its services, then `run` until SIGTERM or SIGINT, or `start` and `stop` by hand in a test."""
+
+    def __init__(self, settings: ServerSettings, registry: CollectorRegistry) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._interceptor = ServerInterceptor(CallMetrics(registry), settings)
+        self._server = grpc.aio.server(interceptors=[self._interceptor], options=_options(settings))
+        self._services: list[str] = []
+        self._health = _Health(self._services)
+        self.port = 0
+        """The port that the server listens on, once it has started."""
+
+    def add(
+        self, add: Callable[[Servicer, grpc.aio.Server], None], servicer: Servicer, service: ServiceDescriptor
+    ) -> None:
+        """Serves `service` with `servicer`, by the generated `add` function."""
+        add(servicer, self._server)
+        self._services.append(service.full_name)
+
+    async def start(self) -> None:
+        """Listens and answers. Raises PortInUse."""
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        for service in self._services:
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        reflection.enable_server_reflection(
+            [*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server
+        )
+        address = f"{self._settings.host}:{self._settings.port}"
+        try:
+            self.port = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise PortInUse(
+                f"cannot listen on {address}: is the port in use?", metadata={"address": address}
+            ) from error
+        await self._server.start()
+
+    async def stop(self) -> None:
+        """NOT_SERVING, then no new calls, then the end of watches, then of running calls within the bound."""
+        await self._health.enter_graceful_shutdown()
+        await asyncio.sleep(self._settings.drain_notice_seconds)
+        self._interceptor.end_watches()
+        await self._server.stop(self._settings.drain_seconds)
+
+    async def run(self) -> None:
+        """Serves, metrics included, until SIGTERM or SIGINT, then stops. Raises PortInUse."""
+        asked = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(signum, asked.set)
+        await self.start()
+        try:
+            with metrics_endpoint(self._registry, self._settings.host, self._metrics_port()) as metrics_port:
+                _log.info(
+                    "serving", extra={"port": self.port, "metrics_port": metrics_port, "services": self._services}
+                )
+                await asked.wait()
+                _log.info("stopping")
+                await self.stop()
+        except OSError as error:
+            await self._server.stop(None)
+            raise PortInUse(
+                f"cannot serve metrics on {self._settings.host}:{self._metrics_port()}: {error.strerror}",
+                metadata={"address": f"{self._settings.host}:{self._metrics_port()}"},
+            ) from error
+        _log.info("stopped")
+
+    def _metrics_port(self) -> int:
+        if self._settings.metrics_port is not None:
+            return self._settings.metrics_port
+        return self._settings.port + 1000 if self._settings.port else 0
+
+
+def _options(settings: ServerSettings) -> list[tuple[str, int]]:
+    options = [
+        # A port in use is an error, not a second server that takes every other connection.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_send_message_length", settings.max_message_bytes),
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.http2.min_ping_interval_without_data_ms", round(settings.min_ping_interval_seconds * 1000)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.max_connection_age_grace_ms", round(settings.max_connection_age_grace_seconds * 1000)),
+    ]
+    if settings.max_connection_age_seconds is not None:
+        options.append(("grpc.max_connection_age_ms", round(settings.max_connection_age_seconds * 1000)))
+    return options

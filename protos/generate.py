@@ -46,7 +46,9 @@ def differences(fresh: Path) -> list[str]:
     return sorted(
         str(path)
         for path in paths
-        if not ((fresh / path).exists() and (GEN / path).exists() and filecmp.cmp(fresh / path, GEN / path, shallow=False))
+        if not (
+            (fresh / path).exists() and (GEN / path).exists() and filecmp.cmp(fresh / path, GEN / path, shallow=False)
+        )
     )
 
 

@@ -601,7 +601,7 @@ class EmbeddedStamp(_message.Message):
     found_digest: _builtins.str
     """The digest that it declares."""
     current_digest: _builtins.str
-    """The digest of the content as it is now, by the stamp's own rule."""
+    """The digest of the content as it is now, by the stamp's own rule; empty where the rule needs UTF-8 text and the content is none."""
     digest_rule: Global___DigestRule.ValueType
     """The rule by which current_digest was made."""
     valid: _builtins.bool
@@ -640,21 +640,25 @@ class QuotedStamp(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    FORM_FIELD_NUMBER: _builtins.int
     LINE_FIELD_NUMBER: _builtins.int
-    NOTE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    form: Global___StampForm.ValueType
+    """Which form it looks like."""
     line: _builtins.int
     """The line of the content on which it begins, from 1."""
-    note: _builtins.str
+    reason: _builtins.str
     """Why it is no stamp."""
     def __init__(
         self,
         *,
+        form: Global___StampForm.ValueType = ...,
         line: _builtins.int = ...,
-        note: _builtins.str = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["line", b"line", "note", b"note"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["form", b"form", "line", b"line", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -720,10 +724,13 @@ class ValidateStampResponse(_message.Message):
     LEDGER_STAMP_FIELD_NUMBER: _builtins.int
     QUOTED_FIELD_NUMBER: _builtins.int
     FOREIGN_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
     """BLAKE3 of the content without the bridge's own stamps: what CreateStamp would record."""
     valid: _builtins.bool
     """True if there is a stamp and every one is valid."""
+    truncated: _builtins.bool
+    """True if one of the three lists had more than 100 entries and is cut there."""
     @_builtins.property
     def stamps(self) -> _containers.RepeatedCompositeFieldContainer[Global___EmbeddedStamp]:
         """Every own stamp that stands in its place; empty for content without one."""
@@ -749,10 +756,11 @@ class ValidateStampResponse(_message.Message):
         ledger_stamp: Global___Stamp | None = ...,
         quoted: _abc.Iterable[Global___QuotedStamp] | None = ...,
         foreign: _abc.Iterable[Global___ForeignBlock] | None = ...,
+        truncated: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ledger_stamp", b"ledger_stamp"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "foreign", b"foreign", "ledger_stamp", b"ledger_stamp", "quoted", b"quoted", "stamps", b"stamps", "valid", b"valid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "foreign", b"foreign", "ledger_stamp", b"ledger_stamp", "quoted", b"quoted", "stamps", b"stamps", "truncated", b"truncated", "valid", b"valid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -770,7 +778,7 @@ class ValidateProtocolRequest(_message.Message):
     """As text: the YAML itself, or a file's text with the block between its marks. At most 64 KiB."""
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
-        """As values."""
+        """As values. At most 64 KiB."""
 
     def __init__(
         self,

@@ -124,7 +124,8 @@ class StampingServiceServicer:
         """Stamps up to 500 contents, each as CreateStamp would, each with its own outcome in request order: a bad item spoils no other.
 
         Errors of the call as a whole: INVALID_FIELD for a batch of 0 or of more than 500 items, CONTENT_TOO_LARGE for more than
-        12 MiB of content in all.
+        12 MiB of content in all; DATABASE_UNAVAILABLE, POOL_EXHAUSTED or QUEUE_FULL if an item met it: items before it may stand, and
+        sending the batch again is safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -170,7 +171,7 @@ class StampingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListStamps(self, request, context):
-        """Lists the stamps of a namespace, the newest first, a page at a time. Stamps made while pages are walked change no later page.
+        """Lists the stamps of a namespace, the newest first, a page at a time. Stamps made meanwhile make a walk neither skip nor repeat one.
 
         Errors: INVALID_FIELD, PAGE_TOKEN_MISMATCH, DATABASE_UNAVAILABLE.
         """

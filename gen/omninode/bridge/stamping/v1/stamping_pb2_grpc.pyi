@@ -39,7 +39,8 @@ class StampingServiceStub:
     """Stamps up to 500 contents, each as CreateStamp would, each with its own outcome in request order: a bad item spoils no other.
 
     Errors of the call as a whole: INVALID_FIELD for a batch of 0 or of more than 500 items, CONTENT_TOO_LARGE for more than
-    12 MiB of content in all.
+    12 MiB of content in all; DATABASE_UNAVAILABLE, POOL_EXHAUSTED or QUEUE_FULL if an item met it: items before it may stand, and
+    sending the batch again is safe.
     """
     CreateStampStream: _aio.StreamUnaryMultiCallable[_stamping_pb2.CreateStampStreamRequest, _stamping_pb2.CreateStampStreamResponse]
     """Stamps content of any size in constant memory: a header, then chunks. The stamp is detached and its digest is of the raw bytes,
@@ -65,7 +66,7 @@ class StampingServiceStub:
     Errors: INVALID_FIELD, STAMP_NOT_FOUND, DATABASE_UNAVAILABLE.
     """
     ListStamps: _aio.UnaryUnaryMultiCallable[_stamping_pb2.ListStampsRequest, _stamping_pb2.ListStampsResponse]
-    """Lists the stamps of a namespace, the newest first, a page at a time. Stamps made while pages are walked change no later page.
+    """Lists the stamps of a namespace, the newest first, a page at a time. Stamps made meanwhile make a walk neither skip nor repeat one.
 
     Errors: INVALID_FIELD, PAGE_TOKEN_MISMATCH, DATABASE_UNAVAILABLE.
     """
@@ -119,7 +120,8 @@ class StampingServiceServicer(metaclass=_abc_1.ABCMeta):
         """Stamps up to 500 contents, each as CreateStamp would, each with its own outcome in request order: a bad item spoils no other.
 
         Errors of the call as a whole: INVALID_FIELD for a batch of 0 or of more than 500 items, CONTENT_TOO_LARGE for more than
-        12 MiB of content in all.
+        12 MiB of content in all; DATABASE_UNAVAILABLE, POOL_EXHAUSTED or QUEUE_FULL if an item met it: items before it may stand, and
+        sending the batch again is safe.
         """
 
     @_abc_1.abstractmethod
@@ -175,7 +177,7 @@ class StampingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _stamping_pb2.ListStampsRequest,
         context: _aio.ServicerContext[_stamping_pb2.ListStampsRequest, _abc.Awaitable[_stamping_pb2.ListStampsResponse]],
     ) -> _abc.Awaitable[_stamping_pb2.ListStampsResponse]:
-        """Lists the stamps of a namespace, the newest first, a page at a time. Stamps made while pages are walked change no later page.
+        """Lists the stamps of a namespace, the newest first, a page at a time. Stamps made meanwhile make a walk neither skip nor repeat one.
 
         Errors: INVALID_FIELD, PAGE_TOKEN_MISMATCH, DATABASE_UNAVAILABLE.
         """

@@ -1,0 +1,48 @@
+"""TCP ports of this machine: free ones, and whether given ones can be listened on."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterable
+
+from services.chassis.folder import MeshError
+
+LOOPBACK = "127.0.0.1"
+
+
+class PortRefused(MeshError):
+    """A port cannot be listened on; `port` says which."""
+
+    def __init__(self, host: str, port: int, why: str) -> None:
+        self.host, self.port = host, port
+        super().__init__(f"port {port} on {host}: {why}")
+
+
+def free_ports(count: int, host: str = LOOPBACK) -> tuple[int, ...]:
+    """`count` different ports on which nothing listens now. Nothing reserves them: take them soon."""
+    with contextlib.ExitStack() as held:
+        listeners = [held.enter_context(_listener(host, 0)) for _ in range(count)]
+        return tuple(listener.getsockname()[1] for listener in listeners)
+
+
+def check_free(addresses: Iterable[tuple[str, int]]) -> None:
+    """Raise PortRefused for the first (host, port) that cannot be listened on."""
+    for host, port in addresses:
+        try:
+            _listener(host, port).close()
+        except OSError as error:
+            raise PortRefused(host, port, error.strerror or str(error)) from error
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        # A port whose last connections are still in TIME_WAIT is free all the same.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(1)
+    except OSError:
+        listener.close()
+        raise
+    return listener

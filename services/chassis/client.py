@@ -24,7 +24,7 @@ class InvalidTarget(InvalidArgument):
 class ClientSettings(BaseModel):
     """How a channel keeps its connections and retries."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     timeout_seconds: float = Field(30.0, gt=0)
     """The deadline of a unary call that names none; longer than any call of ours should take, short enough to see a hang."""

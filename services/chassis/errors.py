@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
+from pydantic import ValidationError
+
 from omninode.bridge.errors.v1 import errors_pb2
 from omninode.bridge.errors.v1.errors_pb2 import ErrorReason
-from pydantic import ValidationError
 
 DOMAIN = "bridge.omninode"
 Reason: TypeAlias = ErrorReason.ValueType
@@ -120,7 +121,10 @@ KINDS: Mapping[int, type[BridgeError]] = {kind.code: kind for kind in BridgeErro
 
 def reason_of(name: str) -> Reason:
     """The enum value of an ErrorInfo's reason; UNSPECIFIED for one that this build does not know."""
-    return ErrorReason.Value(_PREFIX + name) if _PREFIX + name in ErrorReason.keys() else errors_pb2.ERROR_REASON_UNSPECIFIED  # noqa: SIM118 (a protobuf enum wrapper is no mapping)
+    try:
+        return ErrorReason.Value(_PREFIX + name)
+    except ValueError:
+        return errors_pb2.ERROR_REASON_UNSPECIFIED
 
 
 def invalid_field(field: str, description: str, *, reason: Reason | None = None, **metadata: str) -> InvalidArgument:
@@ -135,7 +139,10 @@ def invalid_field(field: str, description: str, *, reason: Reason | None = None,
 
 def from_validation(error: ValidationError, prefix: str = "") -> InvalidArgument:
     """An INVALID_ARGUMENT with a violation for each error that pydantic found, below the field path `prefix`."""
-    violations = [FieldViolation(_path(prefix, item["loc"]), _description(item["msg"])) for item in error.errors(include_url=False)]
+    violations = [
+        FieldViolation(_path(prefix, item["loc"]), _description(item["msg"]))
+        for item in error.errors(include_url=False)
+    ]
     return InvalidArgument(
         "; ".join(f"{violation.field}: {violation.description}" for violation in violations),
         metadata={"field": violations[0].field},
@@ -163,6 +170,7 @@ def to_message(error: BridgeError, prefix: str = "") -> errors_pb2.Error:
         message=error.message,
         metadata=error.metadata,
         field_violations=[
-            errors_pb2.FieldViolation(field=dot + violation.field, description=violation.description) for violation in error.violations
+            errors_pb2.FieldViolation(field=dot + violation.field, description=violation.description)
+            for violation in error.violations
         ],
     )

@@ -57,7 +57,7 @@ class ShuttingDown(Unavailable):
 class CallSettings(BaseModel):
     """How calls are bounded and logged."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     deadline_margin_seconds: float = Field(0.01, ge=0)
     """Taken off the caller's deadline, so that the refusal reaches the caller in its time; one hop takes milliseconds."""
@@ -287,12 +287,7 @@ class _ServedMethod:
 
 def _correlation_id_of(context: _Context) -> str:
     for key, value in context.invocation_metadata() or ():
-        if (
-            key == CORRELATION_METADATA
-            and isinstance(value, str)
-            and 0 < len(value) <= _MAX_CORRELATION_ID
-            and value.isprintable()
-        ):
+        if key == CORRELATION_METADATA and isinstance(value, str) and 0 < len(value) <= _MAX_CORRELATION_ID:
             return value
     return os.urandom(16).hex()
 
@@ -318,19 +313,15 @@ class _ClientHop:
 
     async def answer(self, continuation: Callable[..., Any], details: grpc.aio.ClientCallDetails, request: Any) -> Any:
         try:
-            call = await continuation(self.details(details), request)
-            return await call
+            return await (await self.begin(continuation, details, request))
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) or error from error
 
-    async def answers(
-        self, continuation: Callable[..., Any], details: grpc.aio.ClientCallDetails, request: Any
-    ) -> AsyncIterator[Any]:
-        # The call begins here and not at the first read: gRPC binds the caller's handle to it as soon as this returns.
-        return self._read(await continuation(self.details(details), request))
+    async def begin(self, continuation: Callable[..., Any], details: grpc.aio.ClientCallDetails, request: Any) -> Any:
+        return await continuation(self.details(details), request)
 
     @staticmethod
-    async def _read(call: Any) -> AsyncIterator[Any]:
+    async def read(call: Any) -> AsyncIterator[Any]:
         try:
             async for response in call:
                 yield response
@@ -338,6 +329,34 @@ class _ClientHop:
             raise from_rpc_error(error) or error from error
         finally:
             call.cancel()
+
+
+class _UploadHop(_ClientHop):
+    async def begin(self, continuation: Callable[..., Any], details: grpc.aio.ClientCallDetails, request: Any) -> Any:
+        return _keep_status(await super().begin(continuation, details, request))
+
+
+class _StatusKeeper:
+    """A call that keeps the server's status when a later write fails.
+
+    A server may refuse a stream before its end. grpcio then overwrites the refusal with INTERNAL if the failed write is seen after
+    it (grpc/grpc issue 36066, open as of grpcio 1.85): the one method that does so is skipped where the call has its status.
+    """
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call, name)
+
+    def set_internal_error(self, error: str) -> None:
+        if not self._call.done():
+            self._call.set_internal_error(error)
+
+
+def _keep_status(call: Any) -> Any:
+    call._cython_call = _StatusKeeper(call._cython_call)
+    return call
 
 
 class _Answered:
@@ -362,19 +381,20 @@ class _UnaryUnary(_ClientHop, grpc.aio.UnaryUnaryClientInterceptor):
         return await self.answer(continuation, client_call_details, request)
 
 
-class _StreamUnary(_ClientHop, grpc.aio.StreamUnaryClientInterceptor):
+class _StreamUnary(_UploadHop, grpc.aio.StreamUnaryClientInterceptor):
     async def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
         return _Answered(await self.answer(continuation, client_call_details, request_iterator))
 
 
+# The two below begin the call before they return, not at the first read: gRPC binds the caller's handle to it at once.
 class _UnaryStream(_ClientHop, grpc.aio.UnaryStreamClientInterceptor):
     async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return await self.answers(continuation, client_call_details, request)
+        return self.read(await self.begin(continuation, client_call_details, request))
 
 
-class _StreamStream(_ClientHop, grpc.aio.StreamStreamClientInterceptor):
+class _StreamStream(_UploadHop, grpc.aio.StreamStreamClientInterceptor):
     async def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
-        return await self.answers(continuation, client_call_details, request_iterator)
+        return self.read(await self.begin(continuation, client_call_details, request_iterator))
 
 
 def client_interceptors(default_timeout: float) -> list[grpc.aio.ClientInterceptor]:

@@ -6,10 +6,12 @@ What the contract does is the node's; a node adds its servicer and awaits `run`.
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import signal
-from collections.abc import Callable, Container
-from typing import TypeVar
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
@@ -25,6 +27,11 @@ from services.chassis.telemetry import CallMetrics, metrics_endpoint
 
 _log = logging.getLogger(__name__)
 Servicer = TypeVar("Servicer")
+_HealthContext: TypeAlias = grpc.aio.ServicerContext[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]
+
+
+_HUNG_SECONDS = 10.0
+"""A stop that takes longer than its bounds by this hangs; until then it may be closing connections on a busy machine."""
 
 
 class PortInUse(FailedPrecondition):
@@ -40,7 +47,7 @@ class ServiceUnknown(NotFound):
 class ServerSettings(CallSettings):
     """Where a node listens, what it takes, and how it stops."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     host: str = "127.0.0.1"
     """Loopback unless an operator says otherwise: the mesh has no authentication of its own."""
@@ -67,14 +74,25 @@ class ServerSettings(CallSettings):
 class _Health(health.aio.HealthServicer):
     """grpc.health.v1, with a typed refusal of an unknown service."""
 
-    def __init__(self, services: Container[str]) -> None:
+    def __init__(self, services: Collection[str]) -> None:
         super().__init__()
         self._services = services
 
-    async def Check(self, request: health_pb2.HealthCheckRequest, context: object) -> health_pb2.HealthCheckResponse:
+    async def Check(
+        self, request: health_pb2.HealthCheckRequest, context: _HealthContext
+    ) -> health_pb2.HealthCheckResponse:
         if request.service and request.service not in self._services:
             raise ServiceUnknown(metadata={"service": request.service[:255]})
         return await super().Check(request, context)
+
+    async def List(self, request: Any, context: _HealthContext) -> Any:
+        # The package's asyncio servicer leaves this one out, and its stubs leave out the messages.
+        answers: Any = health_pb2
+        statuses = {
+            service: await super(_Health, self).Check(health_pb2.HealthCheckRequest(service=service), context)
+            for service in ("", *self._services)
+        }
+        return answers.HealthListResponse(statuses=statuses)
 
 
 class Server:
@@ -135,7 +153,8 @@ class Server:
                 )
                 await asked.wait()
                 _log.info("stopping")
-                await self.stop()
+                with self._exit_at_last():
+                    await self.stop()
         except OSError as error:
             await self._server.stop(None)
             raise PortInUse(
@@ -143,6 +162,16 @@ class Server:
                 metadata={"address": f"{self._settings.host}:{self._metrics_port()}"},
             ) from error
         _log.info("stopped")
+
+    @contextmanager
+    def _exit_at_last(self) -> Iterator[None]:
+        """Ends the process, with a trace of what it hung in, where the stop takes far longer than its bounds: no orphan stays."""
+        bounds = self._settings.drain_notice_seconds + self._settings.drain_seconds
+        faulthandler.dump_traceback_later(bounds + _HUNG_SECONDS, exit=True)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
     def _metrics_port(self) -> int:
         if self._settings.metrics_port is not None:

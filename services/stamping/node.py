@@ -1,0 +1,52 @@
+"""The stamping node as a process: settings, pool, repository, servicer, serve."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import uvloop
+
+from omninode.bridge.stamping.v1 import stamping_pb2, stamping_pb2_grpc
+from services.chassis import contracts, settings
+from services.chassis.identity import Uuid7Generator
+from services.chassis.postgres import Database, PostgresSettings
+from services.chassis.server import Server, ServerSettings
+from services.chassis.telemetry import configure_logging, new_registry
+from services.stamping.domain import Limits
+from services.stamping.repository import StampRepository
+from services.stamping.servicer import StampingServicer
+
+CONTRACT = Path(__file__).with_name("contract.yaml")
+SERVICE = stamping_pb2.DESCRIPTOR.services_by_name["StampingService"]
+
+
+class StampingSettings(settings.NodeSettings):
+    """What an operator tunes of this node."""
+
+    server: ServerSettings
+    database: PostgresSettings
+    limits: Limits
+
+
+async def serve(tuned: StampingSettings) -> None:
+    """Serves until SIGTERM; then ends calls, ledger and pool in this order, so that nothing acknowledged is lost."""
+    registry = new_registry()
+    async with AsyncExitStack() as ending:
+        database = await Database.open(tuned.database, registry)
+        ending.push_async_callback(database.close)
+        stamps = StampRepository(database)
+        ending.push_async_callback(stamps.close)
+        server = Server(tuned.server, registry)
+        servicer = StampingServicer(stamps, tuned.limits, Uuid7Generator())
+        server.add(stamping_pb2_grpc.add_StampingServiceServicer_to_server, servicer, SERVICE)
+        await server.run()
+
+
+def main() -> int:
+    """Runs the node in this process. Raises ContractError, SettingsError, PortInUse."""
+    tuned = settings.load(StampingSettings, node="stamping", contract=contracts.load(CONTRACT), environ=os.environ)
+    configure_logging("stamping", tuned.server.log_level)
+    uvloop.run(serve(tuned))
+    return 0

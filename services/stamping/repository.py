@@ -1,0 +1,250 @@
+"""The ledger: all SQL of the stamping node. Rows in and out; no rule of stamping is made here."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TypeAlias
+
+from asyncpg import Record
+
+from services.chassis.coalesce import Coalescer
+from services.chassis.errors import Aborted, BridgeError
+from services.chassis.postgres import ConstraintViolated, Database
+from services.stamping.domain import Claim, Recorded, RequestIdReused, Stamp, StampNotFound, StampQuery
+
+Position: TypeAlias = uuid.UUID
+"""Where a page of a list ends: the last stamp's id; ids are in the order of their making."""
+
+_ROUNDS = 5
+"""A claim is tried anew when another replica's came first; each round sees what that one committed."""
+
+# One statement, so one transaction and one round trip, for all claims of a batch. A claim whose digest another replica stamped
+# after this statement's snapshot was taken comes back without a row and is tried again; one whose request_id was taken meanwhile
+# breaks stamp_requests_pkey and undoes the statement. Rows are written in the order of their keys, so that two replicas wait for
+# each other and do not deadlock. Every look-up is a LATERAL with LIMIT 1: it goes by the index whatever the planner believes of the
+# tables' sizes, where a plain join may read a whole table for a batch.
+_RECORD = """
+WITH input AS (
+    SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[], $4::bytea[], $5::uuid[], $6::uuid[], $7::text[], $8::bigint[],
+                         $9::text[], $10::text[])
+    WITH ORDINALITY AS claim (namespace, request_id, fingerprint, digest, stamp_id, op_id, content_type, size_bytes, file_path,
+                              intelligence_data, item)
+), known AS (
+    SELECT input.item, input.namespace, request.fingerprint, request.stamp_id, request.created
+    FROM input
+    CROSS JOIN LATERAL (
+        SELECT fingerprint, stamp_id, created FROM stamp_requests
+        WHERE stamp_requests.namespace = input.namespace AND stamp_requests.request_id = input.request_id
+        LIMIT 1
+    ) AS request
+), fresh AS (
+    SELECT input.*, latest.stamp_id AS latest_id, latest.version AS latest_version, latest.revoked_at AS latest_revoked_at
+    FROM input
+    LEFT JOIN LATERAL (
+        SELECT stamp_id, version, revoked_at FROM stamps
+        WHERE stamps.digest = input.digest AND stamps.namespace = input.namespace
+        ORDER BY version DESC LIMIT 1
+    ) AS latest ON true
+    WHERE NOT EXISTS (SELECT FROM known WHERE known.item = input.item)
+), made AS (
+    INSERT INTO stamps (namespace, stamp_id, digest, version, op_id, content_type, size_bytes, file_path, intelligence_data,
+                        created_at)
+    SELECT DISTINCT ON (digest, namespace)
+        namespace, stamp_id, digest, coalesce(latest_version, 0) + 1, op_id, content_type, size_bytes, file_path,
+        intelligence_data::jsonb, now()
+    FROM fresh WHERE latest_id IS NULL OR latest_revoked_at IS NOT NULL
+    ORDER BY digest, namespace, item
+    ON CONFLICT ON CONSTRAINT stamps_version_key DO NOTHING
+    RETURNING namespace, digest, stamp_id, version
+), resolved AS (
+    SELECT fresh.item, fresh.namespace, fresh.request_id, fresh.fingerprint, fresh.stamp_id = made.stamp_id AS created,
+           CASE WHEN fresh.latest_revoked_at IS NULL THEN coalesce(fresh.latest_id, made.stamp_id) ELSE made.stamp_id END
+               AS stamp_id,
+           made.version
+    FROM fresh LEFT JOIN made USING (namespace, digest)
+), claimed AS (
+    INSERT INTO stamp_requests (namespace, request_id, fingerprint, stamp_id, created)
+    SELECT namespace, request_id, fingerprint, stamp_id, coalesce(created, false)
+    FROM resolved WHERE stamp_id IS NOT NULL ORDER BY namespace, request_id
+), noted AS (
+    INSERT INTO stamp_events (namespace, stamp_id, kind, occurred_at)
+    SELECT namespace, stamp_id, 'created', now() FROM made
+), answered AS (
+    SELECT item, namespace, stamp_id, coalesce(created, false) AS created, fingerprint, version FROM resolved
+    UNION ALL
+    SELECT item, namespace, stamp_id, created, fingerprint, NULL FROM known
+)
+SELECT answered.item, answered.created, answered.fingerprint, answered.stamp_id, answered.version AS made_version, now() AS made_at,
+       stamp.*
+FROM answered
+LEFT JOIN LATERAL (
+    SELECT digest, namespace, op_id, version, content_type, size_bytes, file_path, intelligence_data::text AS intelligence_data,
+           created_at, revoked_at
+    FROM stamps
+    WHERE answered.version IS NULL AND stamps.namespace = answered.namespace AND stamps.stamp_id = answered.stamp_id
+    LIMIT 1
+) AS stamp ON true
+WHERE answered.stamp_id IS NOT NULL
+"""
+
+_COLUMNS = """stamp_id, digest, namespace, op_id, version, content_type, size_bytes, file_path,
+       intelligence_data::text AS intelligence_data, created_at, revoked_at"""
+
+_FIND = f"""
+SELECT {_COLUMNS} FROM stamps
+WHERE digest = $1 AND namespace = $2 AND revoked_at IS NULL
+ORDER BY version DESC LIMIT 1
+"""
+
+_LIST = f"""
+SELECT {_COLUMNS} FROM stamps
+WHERE namespace = $1
+  AND ($2::uuid IS NULL OR stamp_id < $2)
+  AND ($3 = '' OR content_type = $3)
+  AND ($4 = '' OR starts_with(file_path, $4))
+  AND ($5::timestamptz IS NULL OR created_at >= $5)
+  AND ($6::timestamptz IS NULL OR created_at < $6)
+  AND ($7::boolean IS NULL OR (revoked_at IS NOT NULL) = $7)
+ORDER BY stamp_id DESC LIMIT $8
+"""
+
+
+class StampRepository:
+    """The ledger of one database. Claims of concurrent callers share one statement."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._claims: Coalescer[Claim, Recorded] = Coalescer(self._record, key=_request_key)
+
+    async def close(self) -> None:
+        """Ends when every claim taken has its answer."""
+        await self._claims.aclose()
+
+    async def add(self, claim: Claim) -> Recorded:
+        """Records one claim; the same claim again gets the same answer. Raises RequestIdReused."""
+        return await self._claims.submit(claim)
+
+    async def add_many(self, claims: Sequence[Claim]) -> list[Recorded | BridgeError]:
+        """Records claims, each with its own outcome, in order."""
+        outcomes = await self._claims.submit_many(claims)
+        return [_raise_bug(outcome) for outcome in outcomes]
+
+    async def find(self, digest: bytes, namespace: str) -> Stamp | None:
+        """The unrevoked stamp of a digest, or None."""
+        row = await self._database.fetchrow(_FIND, digest, namespace)
+        return _from_row(row) if row else None
+
+    async def get(self, digest: bytes, namespace: str) -> Stamp:
+        """The unrevoked stamp of a digest. Raises StampNotFound."""
+        stamp = await self.find(digest, namespace)
+        if stamp is None:
+            raise StampNotFound(metadata={"digest": digest.hex(), "namespace": namespace})
+        return stamp
+
+    async def list(self, query: StampQuery, after: Position | None, size: int) -> list[Stamp]:
+        """Up to `size` stamps, the newest first, from behind `after` on."""
+        rows = await self._database.fetch(
+            _LIST,
+            query.namespace,
+            after,
+            query.content_type,
+            query.file_path_prefix,
+            query.created_after,
+            query.created_before,
+            query.revoked,
+            size,
+        )
+        return [_from_row(row) for row in rows]
+
+    async def _record(self, claims: Sequence[Claim]) -> Sequence[Recorded | BridgeError]:
+        outcomes: dict[int, Recorded | BridgeError] = {}
+        makers = {claim.stamp_id: claim for claim in claims}
+        waiting = list(range(len(claims)))
+        for _ in range(_ROUNDS):
+            try:
+                rows = await self._database.fetch(_RECORD, *_arguments([claims[index] for index in waiting]))
+            except ConstraintViolated as error:
+                if error.constraint != "stamp_requests_pkey":
+                    raise
+                continue
+            for row in rows:
+                index = waiting[row["item"] - 1]
+                outcomes[index] = _outcome(claims[index], row, makers)
+            waiting = [index for index in waiting if index not in outcomes]
+            if not waiting:
+                return [outcomes[index] for index in range(len(claims))]
+        raise Aborted(f"other replicas came first {_ROUNDS} times in a row")
+
+
+def _raise_bug(outcome: Recorded | Exception) -> Recorded | BridgeError:
+    if isinstance(outcome, Recorded | BridgeError):
+        return outcome
+    raise outcome
+
+
+def _request_key(claim: Claim) -> tuple[str, str]:
+    return claim.origin.namespace, claim.origin.request_id
+
+
+def _arguments(claims: Sequence[Claim]) -> tuple[list[object], ...]:
+    return (
+        [claim.origin.namespace for claim in claims],
+        [claim.origin.request_id for claim in claims],
+        [claim.fingerprint for claim in claims],
+        [claim.digest for claim in claims],
+        [claim.stamp_id for claim in claims],
+        [claim.op_id for claim in claims],
+        [claim.content_type for claim in claims],
+        [claim.size_bytes for claim in claims],
+        [claim.origin.file_path for claim in claims],
+        [claim.intelligence_data for claim in claims],
+    )
+
+
+def _outcome(claim: Claim, row: Record, makers: Mapping[uuid.UUID, Claim]) -> Recorded | BridgeError:
+    if row["fingerprint"] != claim.fingerprint:
+        return RequestIdReused(
+            metadata={"request_id": claim.origin.request_id, "namespace": claim.origin.namespace},
+        )
+    # A claim of the same batch may have made the stamp: what it gave is recorded, not what this one gave.
+    stamp = (
+        _from_row(row)
+        if row["digest"] is not None
+        else _made(makers[row["stamp_id"]], row["made_version"], row["made_at"])
+    )
+    return Recorded(stamp, row["created"])
+
+
+def _made(claim: Claim, version: int, created_at: datetime) -> Stamp:
+    """The stamp of a row that the statement wrote itself and so cannot read."""
+    return Stamp(
+        stamp_id=claim.stamp_id,
+        digest=claim.digest,
+        namespace=claim.origin.namespace,
+        op_id=claim.op_id,
+        version=version,
+        content_type=claim.content_type,
+        size_bytes=claim.size_bytes,
+        file_path=claim.origin.file_path,
+        intelligence_data=claim.intelligence_data,
+        created_at=created_at,
+        revoked_at=None,
+    )
+
+
+def _from_row(row: Record) -> Stamp:
+    return Stamp(
+        stamp_id=row["stamp_id"],
+        digest=row["digest"],
+        namespace=row["namespace"],
+        op_id=row["op_id"],
+        version=row["version"],
+        content_type=row["content_type"],
+        size_bytes=row["size_bytes"],
+        file_path=row["file_path"],
+        intelligence_data=row["intelligence_data"],
+        created_at=row["created_at"],
+        revoked_at=row["revoked_at"],
+    )

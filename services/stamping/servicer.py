@@ -1,0 +1,356 @@
+"""The stamping contract over gRPC: messages to the domain's values, the domain's answers to messages. No SQL, no rules."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from typing import Any, ParamSpec, TypeAlias, TypeVar
+
+import grpc
+from blake3 import blake3
+from google.protobuf.struct_pb2 import Struct
+from google.protobuf.timestamp_pb2 import Timestamp
+from pydantic import ValidationError
+
+from omninode.bridge.stamping.v1 import stamping_pb2, stamping_pb2_grpc
+from services.chassis import paging
+from services.chassis.errors import (
+    BridgeError,
+    ResourceExhausted,
+    Unavailable,
+    from_validation,
+    invalid_field,
+    to_message,
+)
+from services.chassis.json_struct import canonical, from_struct, to_struct
+from services.stamping import embedding
+from services.stamping.content_type import HEAD_BYTES, content_type
+from services.stamping.domain import (
+    DEFAULT_NAMESPACE,
+    METADATA_VERSION,
+    PROTOCOL_VERSION,
+    Claim,
+    LedgerKey,
+    Limits,
+    Origin,
+    Place,
+    Recorded,
+    Stamp,
+    StampQuery,
+    StreamOutOfOrder,
+    Verdict,
+    block_fields,
+    body_of,
+    check_size,
+    claim_of_content,
+    claim_of_digest,
+    read,
+    verdicts,
+)
+from services.stamping.one_protocol import validate_block, validate_metadata
+from services.stamping.repository import StampRepository
+
+_Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class StampingServicer(stamping_pb2_grpc.StampingServiceServicer):
+    """Answers the stamping contract from one ledger; `new_id` gives the ids of new stamps, in the order of their making."""
+
+    def __init__(self, stamps: StampRepository, limits: Limits, new_id: Callable[[], uuid.UUID]) -> None:
+        self._stamps = stamps
+        self._limits = limits
+        self._new_id = new_id
+
+    async def Hash(self, request: stamping_pb2.HashRequest, context: _Context) -> stamping_pb2.HashResponse:
+        check_size("content", len(request.content), self._limits.content_bytes)
+        digest = await self._work(len(request.content), _hexdigest, request.content)
+        return stamping_pb2.HashResponse(digest=digest, size_bytes=len(request.content))
+
+    async def HashStream(
+        self, request_iterator: AsyncIterator[stamping_pb2.HashStreamRequest], context: _Context
+    ) -> stamping_pb2.HashStreamResponse:
+        hasher = blake3()
+        size = 0
+        async for request in request_iterator:
+            # Read once: every access of a bytes field copies it.
+            chunk = request.chunk
+            hasher.update(chunk)
+            size += len(chunk)
+        return stamping_pb2.HashStreamResponse(digest=hasher.hexdigest(), size_bytes=size)
+
+    async def CreateStamp(
+        self, request: stamping_pb2.CreateStampRequest, context: _Context
+    ) -> stamping_pb2.CreateStampResponse:
+        claim, body = await self._work(len(request.content), self._claim, request)
+        return _created(request, body, await self._stamps.add(claim))
+
+    async def BatchCreateStamps(
+        self, request: stamping_pb2.BatchCreateStampsRequest, context: _Context
+    ) -> stamping_pb2.BatchCreateStampsResponse:
+        items = request.items
+        if not 1 <= len(items) <= self._limits.batch_items:
+            raise invalid_field("items", f"must hold 1 to {self._limits.batch_items} items", item_count=str(len(items)))
+        check_size("items", sum(len(item.content) for item in items), self._limits.batch_bytes)
+        results: dict[int, stamping_pb2.BatchCreateStampsResult] = {}
+        claims: list[tuple[int, Claim, bytes]] = []
+        for index, item in enumerate(items):
+            try:
+                claims.append((index, *self._claim(item)))
+            except (BridgeError, ValidationError) as error:
+                results[index] = _refused(error, index)
+        outcomes = await self._stamps.add_many([claim for _, claim, _ in claims])
+        for (index, _, body), outcome in zip(claims, outcomes, strict=True):
+            if isinstance(outcome, Unavailable | ResourceExhausted):
+                raise outcome
+            results[index] = (
+                _refused(outcome, index)
+                if isinstance(outcome, BridgeError)
+                else stamping_pb2.BatchCreateStampsResult(stamped=_created(items[index], body, outcome))
+            )
+        return stamping_pb2.BatchCreateStampsResponse(results=[results[index] for index in range(len(items))])
+
+    async def CreateStampStream(
+        self, request_iterator: AsyncIterator[stamping_pb2.CreateStampStreamRequest], context: _Context
+    ) -> stamping_pb2.CreateStampStreamResponse:
+        header = await anext(request_iterator, None)
+        if header is None or header.WhichOneof("frame") != "header":
+            raise StreamOutOfOrder("header: must be the first message of the stream", metadata={"expected": "header"})
+        origin = _origin(header.header)
+        metadata = self._metadata(header.header.metadata)
+        hasher = blake3()
+        head = b""
+        size = 0
+        async for request in request_iterator:
+            if request.WhichOneof("frame") != "chunk":
+                raise StreamOutOfOrder(
+                    "chunk: must follow the header, and nothing else", metadata={"expected": "chunk"}
+                )
+            chunk = request.chunk
+            hasher.update(chunk)
+            size += len(chunk)
+            if len(head) < HEAD_BYTES:
+                head += chunk[: HEAD_BYTES - len(head)]
+        digest = hasher.digest()
+        claim = claim_of_digest(
+            origin,
+            digest,
+            size_bytes=size,
+            media_type=content_type(head, origin.file_path),
+            intelligence_data=metadata,
+            given=digest,
+            stamp_id=self._new_id(),
+        )
+        recorded = await self._stamps.add(claim)
+        return stamping_pb2.CreateStampStreamResponse(stamp=_to_message(recorded.stamp), created=recorded.created)
+
+    async def ValidateStamp(
+        self, request: stamping_pb2.ValidateStampRequest, context: _Context
+    ) -> stamping_pb2.ValidateStampResponse:
+        place = Place(namespace=_namespace(request), file_path=request.file_path)
+        digest, reading, judged = await self._work(len(request.content), self._judge, request.content, place)
+        known = await self._stamps.find(digest, place.namespace)
+        return stamping_pb2.ValidateStampResponse(
+            digest=digest.hex(),
+            stamps=[_embedded(verdict) for verdict in judged],
+            valid=bool(judged) and not any(verdict.reason for verdict in judged),
+            ledger_stamp=_to_message(known) if known else None,
+            quoted=[
+                stamping_pb2.QuotedStamp(form=_FORMS[quoted.form], line=quoted.line, reason=quoted.reason)
+                for quoted in reading.quoted
+            ],
+            foreign=[stamping_pb2.ForeignBlock(line=block.line, fields=block.fields) for block in reading.foreign],
+            truncated=reading.truncated,
+        )
+
+    def _judge(self, content: bytes, place: Place) -> tuple[bytes, embedding.Reading, list[Verdict]]:
+        reading = read(content, place.file_path, self._limits)
+        return blake3(reading.body).digest(), reading, verdicts(reading)
+
+    async def ValidateProtocol(
+        self, request: stamping_pb2.ValidateProtocolRequest, context: _Context
+    ) -> stamping_pb2.ValidateProtocolResponse:
+        match request.WhichOneof("source"):
+            case "metadata":
+                check_size("metadata", request.metadata.ByteSize(), self._limits.block_bytes)
+                violations = validate_metadata(from_struct(request.metadata, "metadata"))
+            case "block":
+                check_size("block", len(request.block.encode()), self._limits.block_bytes)
+                violations = validate_block(request.block)
+            case _:
+                raise invalid_field("source", "either metadata or block must be set")
+        return stamping_pb2.ValidateProtocolResponse(
+            valid=not violations,
+            violations=[
+                stamping_pb2.ProtocolViolation(field=violation.field, description=violation.description)
+                for violation in violations
+            ],
+        )
+
+    async def GetStamp(self, request: stamping_pb2.GetStampRequest, context: _Context) -> stamping_pb2.GetStampResponse:
+        key = LedgerKey(digest=request.digest, namespace=_namespace(request))
+        stamp = await self._stamps.get(bytes.fromhex(key.digest), key.namespace)
+        return stamping_pb2.GetStampResponse(stamp=_to_message(stamp))
+
+    async def ListStamps(
+        self, request: stamping_pb2.ListStampsRequest, context: _Context
+    ) -> stamping_pb2.ListStampsResponse:
+        query = StampQuery(
+            namespace=_namespace(request),
+            content_type=request.content_type,
+            file_path_prefix=request.file_path_prefix,
+            created_after=_time(request, "created_after"),
+            created_before=_time(request, "created_before"),
+            revoked=_revoked(request.state),
+        )
+        size = paging.page_size(request.page_size)
+        filters = query.model_dump(mode="json")
+        after = _position(request.page_token, filters)
+        stamps = await self._stamps.list(query, after, size + 1)
+        more = len(stamps) > size
+        return stamping_pb2.ListStampsResponse(
+            stamps=[_to_message(stamp) for stamp in stamps[:size]],
+            next_page_token=paging.encode((str(stamps[size - 1].stamp_id),), filters) if more else "",
+        )
+
+    async def _work(self, size: int, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Works on `size` bytes: in a thread where they are so many that the event loop would stall."""
+        if size <= self._limits.inline_bytes:
+            return function(*args, **kwargs)
+        return await asyncio.to_thread(function, *args, **kwargs)
+
+    def _claim(self, request: stamping_pb2.CreateStampRequest) -> tuple[Claim, bytes]:
+        """The claim of a request, and its content without its own stamps."""
+        origin = _origin(request)
+        content = request.content
+        body = body_of(content, origin.file_path, self._limits)
+        metadata = self._metadata(request.metadata)
+        claim = claim_of_content(origin, content, body, metadata, embed=request.embed, stamp_id=self._new_id())
+        return claim, body
+
+    def _metadata(self, struct: Struct) -> str:
+        if not struct.fields:
+            return "{}"
+        text = canonical(from_struct(struct, "metadata"))
+        size, limit = len(text.encode()), self._limits.metadata_bytes
+        if size > limit:
+            raise invalid_field("metadata", f"must be at most {limit} bytes as JSON", size_bytes=str(size))
+        return text
+
+
+_FORMS = {
+    embedding.Form.BLOCK: stamping_pb2.STAMP_FORM_BLOCK,
+    embedding.Form.LIGHTWEIGHT: stamping_pb2.STAMP_FORM_LIGHTWEIGHT,
+    embedding.Form.RICH: stamping_pb2.STAMP_FORM_RICH,
+}
+_RULES = {
+    embedding.DigestRule.RAW: stamping_pb2.DIGEST_RULE_RAW,
+    embedding.DigestRule.NORMALIZED: stamping_pb2.DIGEST_RULE_NORMALIZED_TEXT,
+}
+
+_Namespaced: TypeAlias = (
+    stamping_pb2.CreateStampRequest
+    | stamping_pb2.CreateStampHeader
+    | stamping_pb2.ValidateStampRequest
+    | stamping_pb2.GetStampRequest
+    | stamping_pb2.ListStampsRequest
+)
+
+
+def _hexdigest(content: bytes) -> str:
+    return blake3(content).hexdigest()
+
+
+def _namespace(request: _Namespaced) -> str:
+    return request.namespace if request.HasField("namespace") else DEFAULT_NAMESPACE
+
+
+def _origin(request: stamping_pb2.CreateStampRequest | stamping_pb2.CreateStampHeader) -> Origin:
+    return Origin(request_id=request.request_id, namespace=_namespace(request), file_path=request.file_path)
+
+
+def _time(request: stamping_pb2.ListStampsRequest, field: str) -> datetime | None:
+    if not request.HasField(field):  # type: ignore[arg-type]  # the stub wants a literal; both callers pass one
+        return None
+    timestamp: Timestamp = getattr(request, field)
+    try:
+        return timestamp.ToDatetime(UTC)
+    except (ValueError, OverflowError) as error:
+        raise invalid_field(field, "must be a time between the years 1 and 9999") from error
+
+
+def _revoked(state: stamping_pb2.StampState.ValueType) -> bool | None:
+    match state:
+        case stamping_pb2.STAMP_STATE_UNSPECIFIED:
+            return None
+        case stamping_pb2.STAMP_STATE_ACTIVE:
+            return False
+        case stamping_pb2.STAMP_STATE_REVOKED:
+            return True
+        case _:
+            raise invalid_field("state", "must be a value of StampState", value=str(state))
+
+
+def _position(token: str, filters: dict[str, object]) -> uuid.UUID | None:
+    if not token:
+        return None
+    (last,) = paging.decode(token, filters)
+    return uuid.UUID(str(last))
+
+
+def _created(
+    request: stamping_pb2.CreateStampRequest, body: bytes, recorded: Recorded
+) -> stamping_pb2.CreateStampResponse:
+    # The path of this request, not of the one that made the stamp: it tells this content's comment syntax.
+    stamped = embedding.write(body, request.file_path, block_fields(recorded.stamp)) if request.embed else None
+    return stamping_pb2.CreateStampResponse(
+        stamp=_to_message(recorded.stamp), stamped_content=stamped, created=recorded.created
+    )
+
+
+def _refused(error: BridgeError | ValidationError, index: int) -> stamping_pb2.BatchCreateStampsResult:
+    refusal = from_validation(error) if isinstance(error, ValidationError) else error
+    return stamping_pb2.BatchCreateStampsResult(error=to_message(refusal, f"items[{index}]"))
+
+
+def _embedded(verdict: Verdict) -> stamping_pb2.EmbeddedStamp:
+    stamp = verdict.stamp
+    return stamping_pb2.EmbeddedStamp(
+        form=_FORMS[stamp.form],
+        found_digest=stamp.digest,
+        current_digest=verdict.current_digest,
+        digest_rule=_RULES[stamp.rule],
+        valid=not verdict.reason,
+        invalid_reason=verdict.reason,
+        fields=stamp.fields,
+        line=stamp.line,
+    )
+
+
+def _to_message(stamp: Stamp) -> stamping_pb2.Stamp:
+    message = stamping_pb2.Stamp(
+        stamp_id=str(stamp.stamp_id),
+        digest=stamp.digest.hex(),
+        namespace=stamp.namespace,
+        op_id=str(stamp.op_id),
+        version=stamp.version,
+        metadata_version=METADATA_VERSION,
+        protocol_version=PROTOCOL_VERSION,
+        content_type=stamp.content_type,
+        size_bytes=stamp.size_bytes,
+        file_path=stamp.file_path,
+        create_time=_to_timestamp(stamp.created_at),
+        revoke_time=_to_timestamp(stamp.revoked_at) if stamp.revoked_at else None,
+    )
+    if stamp.intelligence_data != "{}":
+        message.intelligence_data.CopyFrom(to_struct(stamp.intelligence_data))
+    return message
+
+
+def _to_timestamp(time: datetime) -> Timestamp:
+    timestamp = Timestamp()
+    timestamp.FromDatetime(time)
+    return timestamp

@@ -1,0 +1,67 @@
+"""Which nodes there are, and how each is started on this machine. What starts and watches them is the chassis's supervisor."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+HOST = "127.0.0.1"
+"""A mesh on one machine is for that machine: nothing outside of it reaches the nodes."""
+METRICS_OFFSET = 1000
+"""Metrics are served on the node's port and this."""
+NODES: Mapping[str, int] = {"stamping": 50051}
+"""Each node with its port; `services.<node>.node` runs it."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeAddress:
+    """Where a node of this machine answers."""
+
+    node: str
+    port: int
+    metrics_port: int
+
+    @property
+    def target(self) -> str:
+        return f"{HOST}:{self.port}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://{HOST}:{self.metrics_port}/metrics"
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The node's process. -P: a folder `services` where the command was typed is not ours."""
+        return (sys.executable, "-P", "-m", "services.cli.main", "serve", self.node)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The settings that make the node answer here."""
+        return {
+            _variable(self.node, "HOST"): HOST,
+            _variable(self.node, "PORT"): str(self.port),
+            _variable(self.node, "METRICS_PORT"): str(self.metrics_port),
+        }
+
+
+def configured_addresses(environment: Mapping[str, str]) -> list[NodeAddress]:
+    """Every node at the ports that the environment sets for it, else at its own. Raises ValueError with the name of a bad one."""
+    addresses = []
+    for node, default in NODES.items():
+        port = _port(environment, _variable(node, "PORT"), default)
+        addresses.append(
+            NodeAddress(node, port, _port(environment, _variable(node, "METRICS_PORT"), port + METRICS_OFFSET))
+        )
+    return addresses
+
+
+def _variable(node: str, field: str) -> str:
+    return f"OMNIBRIDGE_{node.upper()}__SERVER__{field}"
+
+
+def _port(environment: Mapping[str, str], name: str, default: int) -> int:
+    value = environment.get(name, str(default))
+    if not value.isdecimal() or not 0 < int(value) < 65536:
+        raise ValueError(f"{name}={value}: a port is a number from 1 to 65535")
+    return int(value)

@@ -1,0 +1,62 @@
+"""The command run in this process, against a fake stamping node."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.cli.main import main
+from tests.cli.fake import FakeStamping, serving
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a command ended, and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The JSON lines of stdout."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command with the given arguments."""
+
+    def run_command(*arguments: str | Path) -> Ended:
+        status = main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return Ended(status, out, err)
+
+    return run_command
+
+
+@pytest.fixture
+def node(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeStamping]:
+    """A fake node, at the target that the environment names."""
+    servicer = FakeStamping()
+    with serving(servicer) as target:
+        monkeypatch.setenv("OMNIBRIDGE_STAMPING_TARGET", target)
+        yield servicer
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_before() -> Iterator[None]:
+    """`main` is a process's own and sets its signals; the test run is not that process."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -1,0 +1,72 @@
+"""Which nodes there are, how they are started, and the calls that are shown."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from services.cli.example import EXAMPLES, Example, grpcurl
+from services.cli.mesh import NODES, configured_addresses
+from tests.cli.conftest import Run
+
+
+def test_a_node_answers_at_its_own_port_and_its_metrics_a_thousand_above() -> None:
+    (stamping,) = configured_addresses({})
+
+    assert (stamping.target, stamping.metrics_url) == ("127.0.0.1:50051", "http://127.0.0.1:51051/metrics")
+    assert stamping.argv[-2:] == ("serve", "stamping")
+    assert stamping.env == {
+        "OMNIBRIDGE_STAMPING__SERVER__HOST": "127.0.0.1",
+        "OMNIBRIDGE_STAMPING__SERVER__PORT": "50051",
+        "OMNIBRIDGE_STAMPING__SERVER__METRICS_PORT": "51051",
+    }
+
+
+def test_the_environment_sets_a_nodes_ports() -> None:
+    (moved,) = configured_addresses({"OMNIBRIDGE_STAMPING__SERVER__PORT": "4000"})
+    (apart,) = configured_addresses({"OMNIBRIDGE_STAMPING__SERVER__METRICS_PORT": "4000"})
+
+    assert (moved.port, moved.metrics_port) == (4000, 5000)
+    assert (apart.port, apart.metrics_port) == (50051, 4000)
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "http", ""])
+def test_a_port_that_is_none_is_refused_by_its_name(run: Run, monkeypatch: pytest.MonkeyPatch, port: str) -> None:
+    monkeypatch.setenv("OMNIBRIDGE_STAMPING__SERVER__PORT", port)
+
+    ended = run("up")
+
+    assert ended.status == 2
+    assert f"OMNIBRIDGE_STAMPING__SERVER__PORT={port}" in ended.err
+    assert ended.err.count("\n") == 1
+
+
+def test_an_unknown_node_is_one_line_with_the_known_ones(run: Run) -> None:
+    ended = run("serve", "bogus")
+
+    assert ended.status == 2
+    assert ended.err == f"omnibridge: serve: there is no node 'bogus'; there are: {', '.join(NODES)}\n"
+
+
+def test_serving_a_node_imports_no_other_verb() -> None:
+    program = (
+        "import sys; from services.cli.main import main; main(['serve', 'bogus'])\n"
+        "print(*sorted({'rich', 'blake3', 'alembic', 'grpc'} & set(sys.modules)))"
+    )
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=[example.purpose for example in EXAMPLES])
+def test_an_example_is_one_line_for_the_shell(example: Example) -> None:
+    line = grpcurl(example, "127.0.0.1:1")
+
+    words = shlex.split(line)
+    assert words[:2] == ["grpcurl", "-plaintext"]
+    assert "127.0.0.1:1" in words
+    assert "\n" not in line

@@ -1,0 +1,39 @@
+"""`python -m benchmarks [--only name,name]`: runs the benchmarks, prints a table, appends to results.jsonl."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+
+import uvloop
+from rich.console import Console
+
+from benchmarks import stamping
+from benchmarks.figure import Figure, show, write
+
+BENCHMARKS: Mapping[str, Callable[[], Awaitable[Figure]]] = {
+    run.__name__: run
+    for run in (stamping.hash_unary, stamping.create_stamp_unary, stamping.batch_create_stamps, stamping.hash_stream)
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--only", default="", metavar="NAME,NAME", help=f"some of: {', '.join(BENCHMARKS)}")
+    names = [name for name in parser.parse_args().only.split(",") if name] or list(BENCHMARKS)
+    unknown = [name for name in names if name not in BENCHMARKS]
+    if unknown:
+        parser.error(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    console = Console(width=160 if not sys.stdout.isatty() else None)
+    figures: list[Figure] = []
+    for name in names:
+        with Console(stderr=True).status(f"{name} …"):
+            figures.append(uvloop.run(BENCHMARKS[name]()))  # type: ignore[arg-type]  # the coroutine functions above
+    show(figures, console)
+    write(figures)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

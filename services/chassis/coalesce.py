@@ -1,6 +1,7 @@
 """Coalescing: concurrent callers of the same write share one statement.
 
 No timer: while one batch is in flight the next one gathers, so a lone caller waits for nobody and a crowd pays for one round trip.
+A batch that is full has nothing left to gather and need not wait.
 The store's commits, the ledger's inserts, heartbeats and the clients' Batch RPCs all go through here. What is written, and how, is
 the owner's `write`; no SQL and no transport here.
 """
@@ -80,7 +81,7 @@ class Coalescer(Generic[Item, Result]):
         order: Callable[[Item], Any] | None = None,
         max_batch: int = 500,
         max_waiting: int = 20_000,
-        max_in_flight: int = 1,
+        max_in_flight: int = 2,
         retryable: Callable[[Exception], bool] = spoiled_by_an_item,
     ) -> None:
         """
@@ -90,7 +91,8 @@ class Coalescer(Generic[Item, Result]):
         `max_batch`: beyond 500 rows a statement gains little and makes everyone behind it wait (it is the Batch RPCs' bound, too).
         `max_waiting`: items not taken yet. 20,000 are about one second of the best rate measured for whole commits on two cores:
         a longer queue only turns overload into missed deadlines.
-        `max_in_flight`: batches at once; 1 gathers best, and more only helps where the statement waits rather than works.
+        `max_in_flight`: batches at once. One goes out whatever it holds, a further one only when it is full and has nothing left
+        to gather: so the database has its next statement while this process still works on the answers of the last.
         `retryable` says of a failure whether the batch is tried again in halves; otherwise it goes to every caller of the batch.
         """
         self._write = write
@@ -117,9 +119,13 @@ class Coalescer(Generic[Item, Result]):
         call = _Call(1)
         entry: _Entry[Item, Result] = _Entry(item, self._key(item), call)
         await self._pass((entry,), call)
-        if isinstance(entry.outcome, Exception):
-            raise entry.outcome
-        return entry.outcome
+        outcome = entry.outcome
+        if isinstance(outcome, BridgeError):
+            # A whole batch may share it, and each caller that raises it would lengthen the trace of the next.
+            raise outcome.with_traceback(None)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     async def submit_many(self, items: Iterable[Item]) -> list[Result | Exception]:
         """Write many items and return their answers in order, an item's failure in its place.
@@ -185,15 +191,19 @@ class Coalescer(Generic[Item, Result]):
 
     def _wake(self) -> None:
         """Start a worker if one may help; it begins on the loop's next turn, so callers woken in the same turn share a batch."""
-        if self._ready and not self._starting and len(self._workers) < self._max_in_flight:
+        if self._has_batch(len(self._workers)) and not self._starting and len(self._workers) < self._max_in_flight:
             self._starting = True
             # A batch belongs to nobody: the first caller's correlation id and deadline must not colour it.
             self._workers.add(asyncio.get_running_loop().create_task(self._work(), context=contextvars.Context()))
 
+    def _has_batch(self, others: int) -> bool:
+        """Whether a batch is worth writing while `others` are in flight."""
+        return len(self._ready) >= (self._max_batch if others else 1)
+
     async def _work(self) -> None:
         self._starting = False
         try:
-            while self._ready:
+            while self._has_batch(len(self._workers) - 1):
                 batch = self._take()
                 self._wake()
                 await self._write_in_parts(batch)

@@ -11,9 +11,9 @@ import inspect
 import logging
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any, TypeAlias, cast
+from typing import Any, NoReturn, TypeAlias, cast
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -174,58 +174,73 @@ class _ServedMethod:
         self, behavior: Callable[..., Any], parse: Callable[[bytes], Any], request_streaming: bool
     ) -> Callable[..., Any]:
         async def call(request: Any, context: _Context) -> Any:
-            async with self._call(context):
-                return await behavior(_parsed(request, parse) if request_streaming else parse(request), context)
+            began = self._begin(context)
+            try:
+                scope = self._scope(began, context)
+                # Branches and not an empty scope: this is the path of every small call, and an async context costs microseconds.
+                if scope is None:
+                    response = await behavior(_parsed(request, parse) if request_streaming else parse(request), context)
+                else:
+                    async with scope:
+                        response = await behavior(
+                            _parsed(request, parse) if request_streaming else parse(request), context
+                        )
+            except BaseException as error:
+                await self._fail(began, context, error)
+            self._end(began, context, grpc.StatusCode.OK)
+            return response
 
         return call
 
     def streaming(
         self, behavior: Callable[..., Any], parse: Callable[[bytes], Any], request_streaming: bool
     ) -> Callable[..., Any]:
-        if inspect.isasyncgenfunction(behavior):
-
-            async def generate(request: Any, context: _Context) -> AsyncIterator[Any]:
-                async with self._call(context):
+        async def generate(request: Any, context: _Context) -> AsyncIterator[Any]:
+            began = self._begin(context)
+            try:
+                async with self._scope(began, context) or nullcontext():
                     async for response in behavior(
                         _parsed(request, parse) if request_streaming else parse(request), context
                     ):
                         yield response
+            except BaseException as error:
+                await self._fail(began, context, error)
+            self._end(began, context, grpc.StatusCode.OK)
 
-            return generate
         # The health service's Watch writes to its context instead of yielding.
-        return self.unary(behavior, parse, request_streaming)
+        return generate if inspect.isasyncgenfunction(behavior) else self.unary(behavior, parse, request_streaming)
 
-    @asynccontextmanager
-    async def _call(self, context: _Context) -> AsyncIterator[None]:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+    def _begin(self, context: _Context) -> float:
         self._metrics.start()
         correlation_id.set(_correlation_id_of(context))
-        code = grpc.StatusCode.OK
-        try:
-            with self._watching():
-                remaining = context.time_remaining()
-                if remaining is None:
-                    yield
-                else:
-                    async with self._bounded(began, remaining):
-                        yield
-        except BaseException as error:
-            code, refusal = self._judge(error, context)
-            if refusal is None:
-                raise
-            await context.abort(code, *refusal)
-        finally:
-            seconds = loop.time() - began
-            self._metrics.end(code.name, seconds)
-            if self._settings.access_log:
-                details = {
-                    "method": self._method,
-                    "code": code.name,
-                    "ms": round(seconds * 1000, 3),
-                    "peer": context.peer(),
-                }
-                _access_log.info("call", extra=details)
+        return asyncio.get_running_loop().time()
+
+    def _end(self, began: float, context: _Context, code: grpc.StatusCode) -> None:
+        seconds = asyncio.get_running_loop().time() - began
+        self._metrics.end(code.name, seconds)
+        if self._settings.access_log:
+            details = {
+                "method": self._method,
+                "code": code.name,
+                "ms": round(seconds * 1000, 3),
+                "peer": context.peer(),
+            }
+            _access_log.info("call", extra=details)
+
+    async def _fail(self, began: float, context: _Context, error: BaseException) -> NoReturn:
+        code, refusal = self._judge(error, context)
+        self._end(began, context, code)
+        if refusal is None:
+            raise error
+        await context.abort(code, *refusal)
+        raise AssertionError("abort always raises")
+
+    def _scope(self, began: float, context: _Context) -> AbstractAsyncContextManager[None] | None:
+        """What bounds the call: the caller's deadline, and the server's stop where it would go on for ever; None for neither."""
+        remaining = context.time_remaining()
+        if remaining is None and not self._endless:
+            return None
+        return self._bounded(began, remaining)
 
     def _judge(self, error: BaseException, context: _Context) -> tuple[grpc.StatusCode, tuple[str, Trailers] | None]:
         """The code of a call that ended with `error`, and its message and trailers; None where the error goes on as it is."""
@@ -268,21 +283,25 @@ class _ServedMethod:
             self._watches.ended.discard(task)
 
     @asynccontextmanager
-    async def _bounded(self, began: float, remaining: float) -> AsyncIterator[None]:
-        budget = remaining - self._settings.deadline_margin_seconds
-        if budget < self._settings.minimum_work_seconds:
-            raise DeadlineTooShort(
-                "too little of the caller's deadline is left to do the work",
-                metadata={"remaining_ms": str(max(0, round(remaining * 1000)))},
-            )
-        _deadline.set(began + budget)
-        try:
-            async with asyncio.timeout_at(began + budget) as bound:
+    async def _bounded(self, began: float, remaining: float | None) -> AsyncIterator[None]:
+        with self._watching():
+            if remaining is None:
                 yield
-        except TimeoutError:
-            if not bound.expired():
-                raise
-            raise DeadlineTooShort(metadata={"remaining_ms": "0"}) from None
+                return
+            budget = remaining - self._settings.deadline_margin_seconds
+            if budget < self._settings.minimum_work_seconds:
+                raise DeadlineTooShort(
+                    "too little of the caller's deadline is left to do the work",
+                    metadata={"remaining_ms": str(max(0, round(remaining * 1000)))},
+                )
+            _deadline.set(began + budget)
+            try:
+                async with asyncio.timeout_at(began + budget) as bound:
+                    yield
+            except TimeoutError:
+                if not bound.expired():
+                    raise
+                raise DeadlineTooShort(metadata={"remaining_ms": "0"}) from None
 
 
 def _correlation_id_of(context: _Context) -> str:

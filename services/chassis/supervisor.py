@@ -221,6 +221,9 @@ class Supervisor:
         except asyncio.CancelledError:
             postgres.halt()
             await asyncio.wait({running})
+            # The stop is what ends this start; what the step ended with is of no interest any more, and counts as seen.
+            if not running.cancelled():
+                running.exception()
             raise
 
     def _keeper(self, node: NodeProcess) -> Keeper:

@@ -155,7 +155,7 @@ class _Reader:
             raise DocumentError(_line(event), f"the tag {tag} is not supported")
         try:
             found: Scalar = construct(self._constructor, yaml.ScalarNode(tag, event.value))
-        except (ValueError, KeyError, IndexError):
+        except (ValueError, KeyError, IndexError, OverflowError):
             raise DocumentError(_line(event), f"not a valid {tag.removeprefix(_TAG)}") from None
         if isinstance(found, float) and not math.isfinite(found):
             raise DocumentError(_line(event), "a number must be finite")

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from blake3 import blake3
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
@@ -69,12 +69,6 @@ class Limits(BaseModel):
     """Content up to this is worked on in the event loop; more goes to a thread: reading it would stall other calls."""
 
 
-def _printable(value: str) -> str:
-    if not value.isprintable():
-        raise ValueError("must hold printable characters only")
-    return value
-
-
 def _relative(value: str) -> str:
     if "\0" in value:
         raise ValueError("must not hold U+0000")
@@ -82,7 +76,7 @@ def _relative(value: str) -> str:
         raise ValueError("must be relative")
     if ".." in value and ".." in value.split("/"):
         raise ValueError("must not hold a segment `..`")
-    if len(value.encode()) > _PATH_BYTES:
+    if len(value) > _PATH_BYTES // 4 and len(value.encode()) > _PATH_BYTES:
         raise ValueError(f"must be at most {_PATH_BYTES} bytes")
     return value
 
@@ -90,7 +84,7 @@ def _relative(value: str) -> str:
 _PATH_BYTES = 4096
 """Linux's own bound of a path."""
 
-RequestId = Annotated[str, StringConstraints(min_length=1, max_length=255), AfterValidator(_printable)]
+RequestId = Annotated[str, StringConstraints(max_length=255, pattern=r"^[^\p{C}\p{Zl}\p{Zp}]+$")]
 Namespace = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,255}$")]
 FilePath = Annotated[str, AfterValidator(_relative)]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$", to_lower=True)]
@@ -137,8 +131,7 @@ class StampQuery(BaseModel):
     revoked: bool | None
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """A request for a stamp, ready for the ledger."""
 
     origin: Origin
@@ -154,8 +147,7 @@ class Claim:
     """A JSON object as text."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stamp:
+class Stamp(NamedTuple):
     """One stamp of the ledger."""
 
     stamp_id: uuid.UUID
@@ -171,8 +163,7 @@ class Stamp:
     revoked_at: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
+class Recorded(NamedTuple):
     """What became of a claim: the digest's one unrevoked stamp, and whether this request made it."""
 
     stamp: Stamp

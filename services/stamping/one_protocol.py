@@ -148,9 +148,6 @@ def validate_block(text: str) -> list[FieldViolation]:
         return [FieldViolation(BLOCK, str(error))]
     except DocumentError as error:
         return [FieldViolation(BLOCK, f"line {block.first_line + error.line - 1}: {error.reason}")]
-    except OverflowError:
-        # PyYAML's numbers in base 60: a float of some 180 places and more is past the largest.
-        return [FieldViolation(BLOCK, "a number is too large")]
     if not isinstance(values, dict):
         return [FieldViolation(BLOCK, f"line {block.first_line}: must be a mapping")]
     return validate_metadata(values)

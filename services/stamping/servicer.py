@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import grpc
@@ -97,13 +98,14 @@ class StampingServicer(stamping_pb2_grpc.StampingServiceServicer):
         check_size("items", sum(len(item.content) for item in items), self._limits.batch_bytes)
         results: dict[int, stamping_pb2.BatchCreateStampsResult] = {}
         claims: list[tuple[int, Claim, bytes]] = []
-        for index, item in enumerate(items):
+        async for index, item in _in_turns(items):
             try:
                 claims.append((index, *self._claim(item)))
             except (BridgeError, ValidationError) as error:
                 results[index] = _refused(error, index)
         outcomes = await self._stamps.add_many([claim for _, claim, _ in claims])
-        for (index, _, body), outcome in zip(claims, outcomes, strict=True):
+        async for position, (index, _, body) in _in_turns(claims):
+            outcome = outcomes[position]
             if isinstance(outcome, Unavailable | ResourceExhausted):
                 raise outcome
             results[index] = (
@@ -241,6 +243,18 @@ class StampingServicer(stamping_pb2_grpc.StampingServiceServicer):
         return text
 
 
+_TURN_ITEMS = 25
+"""Items of a batch between two turns of the event loop: a millisecond, in which the database's answers and other calls wait."""
+
+
+async def _in_turns(items: Iterable[_T]) -> AsyncIterator[tuple[int, _T]]:
+    """The items with their positions; other tasks get their turn in between."""
+    for position, item in enumerate(items):
+        if position % _TURN_ITEMS == _TURN_ITEMS - 1:
+            await asyncio.sleep(0)
+        yield position, item
+
+
 _FORMS = {
     embedding.Form.BLOCK: stamping_pb2.STAMP_FORM_BLOCK,
     embedding.Form.LIGHTWEIGHT: stamping_pb2.STAMP_FORM_LIGHTWEIGHT,
@@ -350,7 +364,9 @@ def _to_message(stamp: Stamp) -> stamping_pb2.Stamp:
     return message
 
 
+@lru_cache(maxsize=64)
 def _to_timestamp(time: datetime) -> Timestamp:
+    """The time as a message, shared by the stamps of one statement, which were all made at once."""
     timestamp = Timestamp()
     timestamp.FromDatetime(time)
     return timestamp

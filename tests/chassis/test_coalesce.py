@@ -309,6 +309,20 @@ async def test_only_failures_that_smaller_batches_may_avoid_are_tried_in_halves(
     assert calls == statements
 
 
+async def test_a_failure_that_a_batch_shares_has_each_callers_own_short_trace() -> None:
+    async def write(rows: Sequence[Row]) -> list[str | BridgeError]:
+        raise Unavailable
+
+    writer: Coalescer[Row, str] = Coalescer(write, key=lambda row: row.key)
+
+    async def trace(row: Row) -> int:
+        with pytest.raises(Unavailable) as failure:
+            await writer.submit(row)
+        return len(failure.traceback)
+
+    assert set(await asyncio.gather(*(trace(row) for row in distinct(50)))) == {2}
+
+
 async def test_a_write_that_answers_for_too_few_is_a_bug_that_is_not_written_again() -> None:
     calls = 0
 
@@ -422,6 +436,23 @@ async def test_as_many_batches_as_allowed_are_in_flight_at_once(max_in_flight: i
     assert len(ledger.in_flight) == max_in_flight
     gate.set()
     assert len(await asyncio.wait_for(crowd, BOUND)) == 20
+
+
+async def test_a_further_batch_goes_out_beside_another_only_when_it_is_full() -> None:
+    ledger = Ledger()
+    gate = ledger.hold()
+    writer = coalescer(ledger, max_batch=4, max_in_flight=2)
+    rows = distinct(6)
+    callers = [asyncio.create_task(writer.submit(rows[0]))]
+    await turns(10)
+    callers += [asyncio.create_task(writer.submit(row)) for row in rows[1:4]]
+    await turns(10)
+    assert [len(batch) for batch in ledger.in_flight] == [1]
+    callers += [asyncio.create_task(writer.submit(row)) for row in rows[4:]]
+    await turns(10)
+    assert [len(batch) for batch in ledger.in_flight] == [1, 4]
+    gate.set()
+    assert len(await asyncio.wait_for(asyncio.gather(*callers), BOUND)) == 6
 
 
 @pytest.mark.parametrize("statement", [1, 2, 3], ids=["whole", "in the first half", "in the second half"])

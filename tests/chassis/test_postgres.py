@@ -672,6 +672,25 @@ async def test_an_answer_even_a_refusal_starts_the_count_again(line: Line, open_
     await rig.breaker(0)
 
 
+async def test_a_callers_own_error_on_a_lost_connection_is_no_answer(line: Line, open_database: Open) -> None:
+    rig = await open_database(line.url, breaker_threshold=2)
+    await line.down()
+    await rig.fail(1)
+    await line.up()
+
+    async def stumble() -> None:
+        async with rig.database.connection():
+            await line.down()
+            await rig.reaches("postgres_pool_size", 0)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        await stumble()
+    await rig.breaker(0)
+    await rig.fail(1)
+    await rig.breaker(2)
+
+
 async def test_probes_back_off_until_the_server_answers_and_one_trial_decides(line: Line, open_database: Open) -> None:
     rig = await open_database(line.url, breaker_threshold=1, pool_max=1)
     await line.down()
@@ -724,6 +743,27 @@ async def test_a_cancelled_trial_leaves_the_trial_to_the_next_caller(
     await rig.breaker(0)
 
 
+async def test_a_trial_cancelled_while_it_connects_leaves_neither_slot_nor_trial_behind(
+    line: Line, open_database: Open
+) -> None:
+    rig = await open_database(line.url, breaker_threshold=1)
+    await line.down()
+    await rig.fail(1)
+    await line.up()
+    await rig.wait.elapse()
+    await rig.breaker(1)
+    line.mute()
+    trial = asyncio.create_task(rig.database.fetchval("SELECT 1"))
+    await rig.reaches("postgres_pool_in_use", 1)
+    trial.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await trial
+    assert rig.figure("postgres_pool_in_use") == 0
+    line.heal()
+    assert await rig.database.fetchval("SELECT 1") == 1
+    await rig.breaker(0)
+
+
 async def test_a_silent_server_is_unavailable_and_its_stale_connections_are_not_used_again(
     line: Line, open_database: Open
 ) -> None:
@@ -767,6 +807,31 @@ async def test_closing_ends_the_probe(line: Line, open_database: Open) -> None:
     await rig.wait.asked()
     await asyncio.wait_for(rig.database.close(), BOUND)
     assert rig.wait.delays == [0.5]
+
+
+async def test_a_breaker_that_opens_during_the_stop_starts_no_probe(line: Line, open_database: Open) -> None:
+    rig = await open_database(line.url, breaker_threshold=1)
+    held, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold_and_fail() -> None:
+        async with rig.database.connection() as connection:
+            held.set()
+            await go_on.wait()
+            await connection.execute("SELECT 1")
+
+    holding = asyncio.create_task(hold_and_fail())
+    await asyncio.wait_for(held.wait(), BOUND)
+    closing = asyncio.create_task(rig.database.close())
+    await asyncio.sleep(0)
+    await line.down()
+    await line.up()
+    go_on.set()
+    with pytest.raises(DatabaseUnavailable):
+        await asyncio.wait_for(holding, BOUND)
+    await rig.breaker(2)
+    await asyncio.wait_for(closing, BOUND)
+    await asyncio.sleep(0)
+    assert rig.wait.delays == []
 
 
 async def test_closing_cuts_connections_in_use_after_its_bound(

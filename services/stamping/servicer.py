@@ -87,7 +87,10 @@ class StampingServicer(stamping_pb2_grpc.StampingServiceServicer):
         self, request: stamping_pb2.CreateStampRequest, context: _Context
     ) -> stamping_pb2.CreateStampResponse:
         claim, body = await self._work(len(request.content), self._claim, request)
-        return _created(request, body, await self._stamps.add(claim))
+        recorded = await self._stamps.add(claim)
+        response = stamping_pb2.CreateStampResponse()
+        _answer(response, request, body, recorded)
+        return response
 
     async def BatchCreateStamps(
         self, request: stamping_pb2.BatchCreateStampsRequest, context: _Context
@@ -96,24 +99,20 @@ class StampingServicer(stamping_pb2_grpc.StampingServiceServicer):
         if not 1 <= len(items) <= self._limits.batch_items:
             raise invalid_field("items", f"must hold 1 to {self._limits.batch_items} items", item_count=str(len(items)))
         check_size("items", sum(len(item.content) for item in items), self._limits.batch_bytes)
-        results: dict[int, stamping_pb2.BatchCreateStampsResult] = {}
-        claims: list[tuple[int, Claim, bytes]] = []
-        async for index, item in _in_turns(items):
-            try:
-                claims.append((index, *self._claim(item)))
-            except (BridgeError, ValidationError) as error:
-                results[index] = _refused(error, index)
-        outcomes = await self._stamps.add_many([claim for _, claim, _ in claims])
-        async for position, (index, _, body) in _in_turns(claims):
-            outcome = outcomes[position]
+        prepared: list[tuple[Claim, bytes] | BridgeError] = [self._prepared(item) async for item in _in_turns(items)]
+        claims = [claimed[0] for claimed in prepared if not isinstance(claimed, BridgeError)]
+        outcomes = iter(await self._stamps.add_many(claims))
+        response = stamping_pb2.BatchCreateStampsResponse()
+        async for index, claimed in _in_turns(enumerate(prepared)):
+            outcome, body = (claimed, b"") if isinstance(claimed, BridgeError) else (next(outcomes), claimed[1])
             if isinstance(outcome, Unavailable | ResourceExhausted):
                 raise outcome
-            results[index] = (
-                _refused(outcome, index)
-                if isinstance(outcome, BridgeError)
-                else stamping_pb2.BatchCreateStampsResult(stamped=_created(items[index], body, outcome))
-            )
-        return stamping_pb2.BatchCreateStampsResponse(results=[results[index] for index in range(len(items))])
+            result = response.results.add()
+            if isinstance(outcome, BridgeError):
+                result.error.CopyFrom(to_message(outcome, f"items[{index}]"))
+            else:
+                _answer(result.stamped, items[index], body, outcome)
+        return response
 
     async def CreateStampStream(
         self, request_iterator: AsyncIterator[stamping_pb2.CreateStampStreamRequest], context: _Context
@@ -233,6 +232,15 @@ class StampingServicer(stamping_pb2_grpc.StampingServiceServicer):
         claim = claim_of_content(origin, content, body, metadata, embed=request.embed, stamp_id=self._new_id())
         return claim, body
 
+    def _prepared(self, item: stamping_pb2.CreateStampRequest) -> tuple[Claim, bytes] | BridgeError:
+        """What `_claim` returns, or the refusal of an item of a batch."""
+        try:
+            return self._claim(item)
+        except BridgeError as error:
+            return error
+        except ValidationError as error:
+            return from_validation(error)
+
     def _metadata(self, struct: Struct) -> str:
         if not struct.fields:
             return "{}"
@@ -247,12 +255,12 @@ _TURN_ITEMS = 25
 """Items of a batch between two turns of the event loop: a millisecond, in which the database's answers and other calls wait."""
 
 
-async def _in_turns(items: Iterable[_T]) -> AsyncIterator[tuple[int, _T]]:
-    """The items with their positions; other tasks get their turn in between."""
-    for position, item in enumerate(items):
-        if position % _TURN_ITEMS == _TURN_ITEMS - 1:
+async def _in_turns(items: Iterable[_T]) -> AsyncIterator[_T]:
+    """The items; other tasks get their turn in between."""
+    for position, item in enumerate(items, start=1):
+        if position % _TURN_ITEMS == 0:
             await asyncio.sleep(0)
-        yield position, item
+        yield item
 
 
 _FORMS = {
@@ -315,19 +323,20 @@ def _position(token: str, filters: dict[str, object]) -> uuid.UUID | None:
     return uuid.UUID(str(last))
 
 
-def _created(
-    request: stamping_pb2.CreateStampRequest, body: bytes, recorded: Recorded
-) -> stamping_pb2.CreateStampResponse:
-    # The path of this request, not of the one that made the stamp: it tells this content's comment syntax.
-    stamped = embedding.write(body, request.file_path, block_fields(recorded.stamp)) if request.embed else None
-    return stamping_pb2.CreateStampResponse(
-        stamp=_to_message(recorded.stamp), stamped_content=stamped, created=recorded.created
-    )
-
-
-def _refused(error: BridgeError | ValidationError, index: int) -> stamping_pb2.BatchCreateStampsResult:
-    refusal = from_validation(error) if isinstance(error, ValidationError) else error
-    return stamping_pb2.BatchCreateStampsResult(error=to_message(refusal, f"items[{index}]"))
+def _answer(
+    response: stamping_pb2.CreateStampResponse,
+    request: stamping_pb2.CreateStampRequest,
+    body: bytes,
+    recorded: Recorded,
+) -> None:
+    """Fills the answer in its place: a batch's five hundred would be copied four times on their way into it."""
+    _fill(response.stamp, recorded.stamp)
+    response.created = recorded.created
+    if request.embed:
+        # The path of this request, not of the one that made the stamp: it tells this content's comment syntax.
+        stamped = embedding.write(body, request.file_path, block_fields(recorded.stamp))
+        if stamped is not None:
+            response.stamped_content = stamped
 
 
 def _embedded(verdict: Verdict) -> stamping_pb2.EmbeddedStamp:
@@ -345,23 +354,27 @@ def _embedded(verdict: Verdict) -> stamping_pb2.EmbeddedStamp:
 
 
 def _to_message(stamp: Stamp) -> stamping_pb2.Stamp:
-    message = stamping_pb2.Stamp(
-        stamp_id=str(stamp.stamp_id),
-        digest=stamp.digest.hex(),
-        namespace=stamp.namespace,
-        op_id=str(stamp.op_id),
-        version=stamp.version,
-        metadata_version=METADATA_VERSION,
-        protocol_version=PROTOCOL_VERSION,
-        content_type=stamp.content_type,
-        size_bytes=stamp.size_bytes,
-        file_path=stamp.file_path,
-        create_time=_to_timestamp(stamp.created_at),
-        revoke_time=_to_timestamp(stamp.revoked_at) if stamp.revoked_at else None,
-    )
+    message = stamping_pb2.Stamp()
+    _fill(message, stamp)
+    return message
+
+
+def _fill(message: stamping_pb2.Stamp, stamp: Stamp) -> None:
+    message.stamp_id = str(stamp.stamp_id)
+    message.digest = stamp.digest.hex()
+    message.namespace = stamp.namespace
+    message.op_id = str(stamp.op_id)
+    message.version = stamp.version
+    message.metadata_version = METADATA_VERSION
+    message.protocol_version = PROTOCOL_VERSION
+    message.content_type = stamp.content_type
+    message.size_bytes = stamp.size_bytes
+    message.file_path = stamp.file_path
+    message.create_time.CopyFrom(_to_timestamp(stamp.created_at))
+    if stamp.revoked_at:
+        message.revoke_time.CopyFrom(_to_timestamp(stamp.revoked_at))
     if stamp.intelligence_data != "{}":
         message.intelligence_data.CopyFrom(to_struct(stamp.intelligence_data))
-    return message
 
 
 @lru_cache(maxsize=64)

@@ -20,6 +20,7 @@ from omninode.bridge.stamping.v1.stamping_pb2_grpc import StampingServiceStub
 from services.chassis.errors import AlreadyExists, InvalidArgument, NotFound
 from services.stamping.domain import Limits
 from tests.stamping.node import stamping_stub
+from tests.stamping.test_blake3_vectors import VECTORS, content_of
 
 SOURCE = b"def answer():\n    return 42\n"
 SMALL = Limits(content_bytes=1000, stamp_bytes=700, batch_bytes=2000, inline_bytes=500)
@@ -509,3 +510,12 @@ async def test_every_field_at_fault_is_named_at_once(stub: StampingServiceStub) 
     with pytest.raises(InvalidArgument) as caught:
         await stub.CreateStamp(pb.CreateStampRequest(namespace="", file_path="/"))
     assert [violation.field for violation in caught.value.violations] == ["request_id", "namespace", "file_path"]
+
+
+async def test_the_nodes_digests_equal_the_official_vectors(stub: StampingServiceStub) -> None:
+    for length, digest in VECTORS.items():
+        content = content_of(length)
+        chunks = [pb.HashStreamRequest(chunk=content[at : at + 999]) for at in range(0, length, 999)]
+        assert (await stub.Hash(pb.HashRequest(content=content))).digest == digest
+        assert (await stub.HashStream(iter(chunks))).digest == digest
+        assert (await stub.CreateStamp(creation(content, file_path=""))).stamp.digest == digest

@@ -10,10 +10,16 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
+from hypothesis import settings
 
 from services.chassis.embedded import EmbeddedPostgres
 from services.chassis.migration import upgrade
 from tests.mesh.running import Mesh, running_mesh
+
+# The same examples on every machine and in every run, and no deadline on a busy one; `--hypothesis-profile=explore` looks further.
+settings.register_profile("steady", derandomize=True, deadline=None)
+settings.register_profile("explore", deadline=None, max_examples=2_000)
+settings.load_profile("steady")
 
 _TEMPLATE = "migrated"
 

@@ -122,7 +122,11 @@ def test_the_sockets_folder_is_private_and_goes_with_the_server(data: Path) -> N
     before = set(Path(tempfile.gettempdir()).glob("omnibridge-pg-*"))
     with serving(data) as postgres:
         (folder,) = [
-            path for path in Path(tempfile.gettempdir()).glob("omnibridge-pg-*") if (path / "data").readlink() == data
+            path
+            for path in Path(tempfile.gettempdir()).glob("omnibridge-pg-*")
+            # Those of other users' meshes are closed to this one.
+            if path.owner() == Path(postgres.url.split("host=")[1].split("&")[0]).owner()
+            and (path / "data").readlink() == data
         ]
         assert str(folder) in postgres.url
         assert folder.stat().st_mode & 0o777 == 0o700
@@ -265,13 +269,17 @@ def test_a_cluster_folder_that_holds_something_else_is_refused(data: Path) -> No
 
 
 def test_an_interrupted_initdb_is_begun_anew(data: Path) -> None:
-    with started("-c", SERVE.format(then="signal.pause()"), str(data)) as starter:
-        assert until(lambda: list(data.glob("postgres.new-*/PG_VERSION")))
-        starter.kill()
-    assert not (data / "postgres").exists()
-    assert list(data.glob("postgres.new-*"))
-    with serving(data):
-        assert not list(data.glob("postgres.new-*"))
+    for attempt in range(20):
+        folder = data / str(attempt)
+        with started("-c", SERVE.format(then="signal.pause()"), str(folder)) as starter:
+            assert until(lambda folder=folder: list(folder.glob("*/PG_VERSION")))
+            starter.kill()
+        # On a busy machine initdb may be done before this test sees it begin.
+        if not (folder / "postgres").exists():
+            break
+    assert list(folder.glob("postgres.new-*"))
+    with serving(folder):
+        assert not list(folder.glob("postgres.new-*"))
 
 
 def test_a_failing_initdb_is_reported_by_its_last_lines_and_leaves_nothing(data: Path) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import inspect
 import logging
 import os
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -176,7 +177,7 @@ class _ServedMethod:
         async def call(request: Any, context: _Context) -> Any:
             began = self._begin(context)
             try:
-                scope = self._scope(began, context)
+                scope = self._scope(context)
                 # Branches and not an empty scope: this is the path of every small call, and an async context costs microseconds.
                 if scope is None:
                     response = await behavior(_parsed(request, parse) if request_streaming else parse(request), context)
@@ -198,7 +199,7 @@ class _ServedMethod:
         async def generate(request: Any, context: _Context) -> AsyncIterator[Any]:
             began = self._begin(context)
             try:
-                async with self._scope(began, context) or nullcontext():
+                async with self._scope(context) or nullcontext():
                     async for response in behavior(
                         _parsed(request, parse) if request_streaming else parse(request), context
                     ):
@@ -213,10 +214,11 @@ class _ServedMethod:
     def _begin(self, context: _Context) -> float:
         self._metrics.start()
         correlation_id.set(_correlation_id_of(context))
-        return asyncio.get_running_loop().time()
+        # Not the loop's time: uvloop counts it in whole milliseconds.
+        return time.perf_counter()
 
     def _end(self, began: float, context: _Context, code: grpc.StatusCode) -> None:
-        seconds = asyncio.get_running_loop().time() - began
+        seconds = time.perf_counter() - began
         self._metrics.end(code.name, seconds)
         if self._settings.access_log:
             details = {
@@ -235,12 +237,12 @@ class _ServedMethod:
         await context.abort(code, *refusal)
         raise AssertionError("abort always raises")
 
-    def _scope(self, began: float, context: _Context) -> AbstractAsyncContextManager[None] | None:
+    def _scope(self, context: _Context) -> AbstractAsyncContextManager[None] | None:
         """What bounds the call: the caller's deadline, and the server's stop where it would go on for ever; None for neither."""
         remaining = context.time_remaining()
         if remaining is None and not self._endless:
             return None
-        return self._bounded(began, remaining)
+        return self._bounded(remaining)
 
     def _judge(self, error: BaseException, context: _Context) -> tuple[grpc.StatusCode, tuple[str, Trailers] | None]:
         """The code of a call that ended with `error`, and its message and trailers; None where the error goes on as it is."""
@@ -283,7 +285,7 @@ class _ServedMethod:
             self._watches.ended.discard(task)
 
     @asynccontextmanager
-    async def _bounded(self, began: float, remaining: float | None) -> AsyncIterator[None]:
+    async def _bounded(self, remaining: float | None) -> AsyncIterator[None]:
         with self._watching():
             if remaining is None:
                 yield
@@ -294,9 +296,10 @@ class _ServedMethod:
                     "too little of the caller's deadline is left to do the work",
                     metadata={"remaining_ms": str(max(0, round(remaining * 1000)))},
                 )
-            _deadline.set(began + budget)
+            deadline = asyncio.get_running_loop().time() + budget
+            _deadline.set(deadline)
             try:
-                async with asyncio.timeout_at(began + budget) as bound:
+                async with asyncio.timeout_at(deadline) as bound:
                     yield
             except TimeoutError:
                 if not bound.expired():

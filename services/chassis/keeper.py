@@ -22,8 +22,8 @@ class Timing:
 
     healthy: float = 30.0
     """From a node's start to its first healthy answer: imports on a slow, busy machine take several seconds."""
-    stop: float = 10.0
-    """From a node's SIGTERM to its SIGKILL; it drains within that."""
+    stop: float = 35.0
+    """From a node's SIGTERM to its SIGKILL: past its own bounds, 20 s to drain and 10 more before it ends a stop that hangs."""
     first_backoff: float = 0.2
     """Before a process that died is started again; doubled at each death in a row."""
     longest_backoff: float = 10.0

@@ -9,6 +9,9 @@ from collections.abc import Iterable
 from services.chassis.folder import MeshError
 
 LOOPBACK = "127.0.0.1"
+MAX_PORT = 65535
+METRICS_OFFSET = 1000
+"""A node's metrics are served on its port and this, unless a port is set for them."""
 
 
 class PortRefused(MeshError):

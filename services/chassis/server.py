@@ -11,18 +11,19 @@ import logging
 import signal
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Self, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from omninode.bridge.errors.v1 import errors_pb2
 from services.chassis.errors import FailedPrecondition, NotFound
 from services.chassis.interceptors import CallSettings, ServerInterceptor
+from services.chassis.port import MAX_PORT, METRICS_OFFSET
 from services.chassis.telemetry import CallMetrics, metrics_endpoint
 
 _log = logging.getLogger(__name__)
@@ -51,9 +52,9 @@ class ServerSettings(CallSettings):
 
     host: str = "127.0.0.1"
     """Loopback unless an operator says otherwise: the mesh has no authentication of its own."""
-    port: int = Field(0, ge=0, le=65535)
+    port: int = Field(0, ge=0, le=MAX_PORT)
     """0 takes a free one."""
-    metrics_port: int | None = Field(None, ge=0, le=65535)
+    metrics_port: int | None = Field(None, ge=0, le=MAX_PORT)
     """Prometheus metrics over HTTP; by default the port + 1000."""
     max_message_bytes: int = Field(16 * 1024 * 1024, gt=0)
     """Both ways; the contracts' bound. gRPC itself refuses more, with RESOURCE_EXHAUSTED."""
@@ -69,6 +70,12 @@ class ServerSettings(CallSettings):
     """A client that pings more often is cut off; the bridge's own clients ping every 20 s."""
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
     """The least severe log line that is written."""
+
+    @model_validator(mode="after")
+    def _metrics_port_is_one(self) -> Self:
+        if self.metrics_port is None and self.port + METRICS_OFFSET > MAX_PORT:
+            raise ValueError(f"metrics_port must be set where the port is above {MAX_PORT - METRICS_OFFSET}")
+        return self
 
 
 class _Health(health.aio.HealthServicer):
@@ -176,7 +183,7 @@ class Server:
     def _metrics_port(self) -> int:
         if self._settings.metrics_port is not None:
             return self._settings.metrics_port
-        return self._settings.port + 1000 if self._settings.port else 0
+        return self._settings.port + METRICS_OFFSET if self._settings.port else 0
 
 
 def _options(settings: ServerSettings) -> list[tuple[str, int]]:

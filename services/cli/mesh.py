@@ -6,10 +6,10 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from services.chassis.port import METRICS_OFFSET
+
 HOST = "127.0.0.1"
 """A mesh on one machine is for that machine: nothing outside of it reaches the nodes."""
-METRICS_OFFSET = 1000
-"""Metrics are served on the node's port and this."""
 NODES: Mapping[str, int] = {"stamping": 50051}
 """Each node with its port; `services.<node>.node` runs it."""
 

@@ -10,8 +10,8 @@ from typing import TypeAlias
 from asyncpg import Record
 
 from services.chassis.coalesce import Coalescer
-from services.chassis.errors import Aborted, BridgeError
-from services.chassis.postgres import ConstraintViolated, Database
+from services.chassis.errors import BridgeError
+from services.chassis.postgres import ConstraintViolated, Database, TransactionConflict
 from services.stamping.domain import Claim, Recorded, RequestIdReused, Stamp, StampNotFound, StampQuery
 
 Position: TypeAlias = uuid.UUID
@@ -177,7 +177,7 @@ class StampRepository:
             waiting = [index for index in waiting if index not in outcomes]
             if not waiting:
                 return [outcomes[index] for index in range(len(claims))]
-        raise Aborted(f"other replicas came first {_ROUNDS} times in a row")
+        raise TransactionConflict(f"other replicas came first {_ROUNDS} times in a row")
 
 
 def _raise_bug(outcome: Recorded | Exception) -> Recorded | BridgeError:

@@ -6,7 +6,7 @@ How every node of the bridge refuses.
 A refused RPC ends with a google.rpc.Status in its trailers whose details hold an ErrorInfo of the domain "bridge.omninode",
 a BadRequest where fields are at fault, and a RetryInfo where trying again later helps. `ErrorInfo.reason` is the name of an
 ErrorReason without its prefix: match on the reason, never on the message. Everything dynamic in a message stands in
-`ErrorInfo.metadata` too.
+`ErrorInfo.metadata` too. Only what gRPC itself refuses has no details: a message over its size, an unknown method.
 """
 
 from collections import abc as _abc
@@ -55,8 +55,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
         { "reason": "SHUTTING_DOWN", "domain": "bridge.omninode", "metadata": {} }
     """
     ERROR_REASON_DATABASE_UNAVAILABLE: _ErrorReason.ValueType  # 5
-    """The node cannot reach PostgreSQL now. UNAVAILABLE, with a RetryInfo and the pushback that keeps a client from retrying by
-    itself. Whether a write that was under way took effect is not known: send it again with the same request_id.
+    """The node cannot reach PostgreSQL now. UNAVAILABLE, with a RetryInfo; while the breaker is open, also with the pushback that
+    keeps a client from retrying by itself. Whether a write that was under way took effect is not known: send it again with the
+    same request_id.
 
         { "reason": "DATABASE_UNAVAILABLE", "domain": "bridge.omninode", "metadata": { "breaker": "open" } }
     """
@@ -146,8 +147,9 @@ ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 4
     { "reason": "SHUTTING_DOWN", "domain": "bridge.omninode", "metadata": {} }
 """
 ERROR_REASON_DATABASE_UNAVAILABLE: ErrorReason.ValueType  # 5
-"""The node cannot reach PostgreSQL now. UNAVAILABLE, with a RetryInfo and the pushback that keeps a client from retrying by
-itself. Whether a write that was under way took effect is not known: send it again with the same request_id.
+"""The node cannot reach PostgreSQL now. UNAVAILABLE, with a RetryInfo; while the breaker is open, also with the pushback that
+keeps a client from retrying by itself. Whether a write that was under way took effect is not known: send it again with the
+same request_id.
 
     { "reason": "DATABASE_UNAVAILABLE", "domain": "bridge.omninode", "metadata": { "breaker": "open" } }
 """

@@ -6,7 +6,7 @@ How every node of the bridge refuses.
 A refused RPC ends with a google.rpc.Status in its trailers whose details hold an ErrorInfo of the domain "bridge.omninode",
 a BadRequest where fields are at fault, and a RetryInfo where trying again later helps. `ErrorInfo.reason` is the name of an
 ErrorReason without its prefix: match on the reason, never on the message. Everything dynamic in a message stands in
-`ErrorInfo.metadata` too.
+`ErrorInfo.metadata` too. Only what gRPC itself refuses has no details: a message over its size, an unknown method.
 """
 
 from collections import abc as _abc

@@ -329,7 +329,7 @@ class CreateStampResponse(_message.Message):
     CREATED_FIELD_NUMBER: _builtins.int
     stamped_content: _builtins.bytes
     """The content with the stamp embedded, former stamps replaced. Absent unless `embed` was set, and for what is stamped detached:
-    JSON, content with NUL bytes, unknown syntax.
+    JSON, content with NUL bytes, unknown syntax, and an opening that leaves the stamp's place in doubt.
     """
     created: _builtins.bool
     """True if this request made the stamp, and again when it is sent again."""

@@ -114,7 +114,8 @@ class StampingServiceServicer:
         One transaction; durable when it answers. The same digest in the same namespace is the same unrevoked stamp, whoever asks,
         however often and at once: `created` says whether this request made it.
 
-        Errors: INVALID_FIELD, CONTENT_TOO_LARGE, REQUEST_ID_REUSED, DATABASE_UNAVAILABLE, POOL_EXHAUSTED, QUEUE_FULL.
+        Errors: INVALID_FIELD, CONTENT_TOO_LARGE, REQUEST_ID_REUSED, DATABASE_UNAVAILABLE, POOL_EXHAUSTED, QUEUE_FULL,
+        STATEMENT_TIMEOUT, TRANSACTION_CONFLICT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -146,7 +147,7 @@ class StampingServiceServicer:
 
         Content that holds no stamp is no error: `stamps` is empty then.
 
-        Errors: INVALID_FIELD, CONTENT_TOO_LARGE, DATABASE_UNAVAILABLE.
+        Errors: INVALID_FIELD, CONTENT_TOO_LARGE, DATABASE_UNAVAILABLE, POOL_EXHAUSTED, STATEMENT_TIMEOUT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -155,7 +156,7 @@ class StampingServiceServicer:
     def ValidateProtocol(self, request, context):
         """Checks an O.N.E. v0.1 metadata block and names each violation with its field. A block with violations is no error.
 
-        Errors: INVALID_FIELD where neither form is given, or a block is over 64 KiB.
+        Errors: INVALID_FIELD where neither form is given, CONTENT_TOO_LARGE over 64 KiB.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -164,7 +165,7 @@ class StampingServiceServicer:
     def GetStamp(self, request, context):
         """Returns the unrevoked stamp of a digest.
 
-        Errors: INVALID_FIELD, STAMP_NOT_FOUND, DATABASE_UNAVAILABLE.
+        Errors: INVALID_FIELD, STAMP_NOT_FOUND, DATABASE_UNAVAILABLE, POOL_EXHAUSTED, STATEMENT_TIMEOUT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -173,7 +174,7 @@ class StampingServiceServicer:
     def ListStamps(self, request, context):
         """Lists the stamps of a namespace, the newest first, a page at a time. Stamps made meanwhile make a walk neither skip nor repeat one.
 
-        Errors: INVALID_FIELD, PAGE_TOKEN_MISMATCH, DATABASE_UNAVAILABLE.
+        Errors: INVALID_FIELD, PAGE_TOKEN_MISMATCH, DATABASE_UNAVAILABLE, POOL_EXHAUSTED, STATEMENT_TIMEOUT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -33,7 +33,8 @@ class StampingServiceStub:
     One transaction; durable when it answers. The same digest in the same namespace is the same unrevoked stamp, whoever asks,
     however often and at once: `created` says whether this request made it.
 
-    Errors: INVALID_FIELD, CONTENT_TOO_LARGE, REQUEST_ID_REUSED, DATABASE_UNAVAILABLE, POOL_EXHAUSTED, QUEUE_FULL.
+    Errors: INVALID_FIELD, CONTENT_TOO_LARGE, REQUEST_ID_REUSED, DATABASE_UNAVAILABLE, POOL_EXHAUSTED, QUEUE_FULL,
+    STATEMENT_TIMEOUT, TRANSACTION_CONFLICT.
     """
     BatchCreateStamps: _aio.UnaryUnaryMultiCallable[_stamping_pb2.BatchCreateStampsRequest, _stamping_pb2.BatchCreateStampsResponse]
     """Stamps up to 500 contents, each as CreateStamp would, each with its own outcome in request order: a bad item spoils no other.
@@ -53,22 +54,22 @@ class StampingServiceStub:
 
     Content that holds no stamp is no error: `stamps` is empty then.
 
-    Errors: INVALID_FIELD, CONTENT_TOO_LARGE, DATABASE_UNAVAILABLE.
+    Errors: INVALID_FIELD, CONTENT_TOO_LARGE, DATABASE_UNAVAILABLE, POOL_EXHAUSTED, STATEMENT_TIMEOUT.
     """
     ValidateProtocol: _aio.UnaryUnaryMultiCallable[_stamping_pb2.ValidateProtocolRequest, _stamping_pb2.ValidateProtocolResponse]
     """Checks an O.N.E. v0.1 metadata block and names each violation with its field. A block with violations is no error.
 
-    Errors: INVALID_FIELD where neither form is given, or a block is over 64 KiB.
+    Errors: INVALID_FIELD where neither form is given, CONTENT_TOO_LARGE over 64 KiB.
     """
     GetStamp: _aio.UnaryUnaryMultiCallable[_stamping_pb2.GetStampRequest, _stamping_pb2.GetStampResponse]
     """Returns the unrevoked stamp of a digest.
 
-    Errors: INVALID_FIELD, STAMP_NOT_FOUND, DATABASE_UNAVAILABLE.
+    Errors: INVALID_FIELD, STAMP_NOT_FOUND, DATABASE_UNAVAILABLE, POOL_EXHAUSTED, STATEMENT_TIMEOUT.
     """
     ListStamps: _aio.UnaryUnaryMultiCallable[_stamping_pb2.ListStampsRequest, _stamping_pb2.ListStampsResponse]
     """Lists the stamps of a namespace, the newest first, a page at a time. Stamps made meanwhile make a walk neither skip nor repeat one.
 
-    Errors: INVALID_FIELD, PAGE_TOKEN_MISMATCH, DATABASE_UNAVAILABLE.
+    Errors: INVALID_FIELD, PAGE_TOKEN_MISMATCH, DATABASE_UNAVAILABLE, POOL_EXHAUSTED, STATEMENT_TIMEOUT.
     """
 
 class StampingServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -108,7 +109,8 @@ class StampingServiceServicer(metaclass=_abc_1.ABCMeta):
         One transaction; durable when it answers. The same digest in the same namespace is the same unrevoked stamp, whoever asks,
         however often and at once: `created` says whether this request made it.
 
-        Errors: INVALID_FIELD, CONTENT_TOO_LARGE, REQUEST_ID_REUSED, DATABASE_UNAVAILABLE, POOL_EXHAUSTED, QUEUE_FULL.
+        Errors: INVALID_FIELD, CONTENT_TOO_LARGE, REQUEST_ID_REUSED, DATABASE_UNAVAILABLE, POOL_EXHAUSTED, QUEUE_FULL,
+        STATEMENT_TIMEOUT, TRANSACTION_CONFLICT.
         """
 
     @_abc_1.abstractmethod
@@ -146,7 +148,7 @@ class StampingServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Content that holds no stamp is no error: `stamps` is empty then.
 
-        Errors: INVALID_FIELD, CONTENT_TOO_LARGE, DATABASE_UNAVAILABLE.
+        Errors: INVALID_FIELD, CONTENT_TOO_LARGE, DATABASE_UNAVAILABLE, POOL_EXHAUSTED, STATEMENT_TIMEOUT.
         """
 
     @_abc_1.abstractmethod
@@ -157,7 +159,7 @@ class StampingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_stamping_pb2.ValidateProtocolResponse]:
         """Checks an O.N.E. v0.1 metadata block and names each violation with its field. A block with violations is no error.
 
-        Errors: INVALID_FIELD where neither form is given, or a block is over 64 KiB.
+        Errors: INVALID_FIELD where neither form is given, CONTENT_TOO_LARGE over 64 KiB.
         """
 
     @_abc_1.abstractmethod
@@ -168,7 +170,7 @@ class StampingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_stamping_pb2.GetStampResponse]:
         """Returns the unrevoked stamp of a digest.
 
-        Errors: INVALID_FIELD, STAMP_NOT_FOUND, DATABASE_UNAVAILABLE.
+        Errors: INVALID_FIELD, STAMP_NOT_FOUND, DATABASE_UNAVAILABLE, POOL_EXHAUSTED, STATEMENT_TIMEOUT.
         """
 
     @_abc_1.abstractmethod
@@ -179,7 +181,7 @@ class StampingServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_stamping_pb2.ListStampsResponse]:
         """Lists the stamps of a namespace, the newest first, a page at a time. Stamps made meanwhile make a walk neither skip nor repeat one.
 
-        Errors: INVALID_FIELD, PAGE_TOKEN_MISMATCH, DATABASE_UNAVAILABLE.
+        Errors: INVALID_FIELD, PAGE_TOKEN_MISMATCH, DATABASE_UNAVAILABLE, POOL_EXHAUSTED, STATEMENT_TIMEOUT.
         """
 
 def add_StampingServiceServicer_to_server(servicer: StampingServiceServicer, server: _aio.Server) -> None: ...

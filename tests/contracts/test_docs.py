@@ -1,0 +1,60 @@
+"""What the prose names is there: the settings, targets of the Makefile, links between files, a stamp that is true."""
+
+from __future__ import annotations
+
+import re
+from itertools import zip_longest
+from pathlib import Path
+
+import pytest
+
+from services.chassis import contracts, settings
+from services.chassis.settings import Setting
+from services.stamping import embedding
+from services.stamping.node import CONTRACT, StampingSettings
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+_LINK = re.compile(r"\]\(([^)\s#]+)[^)]*\)")
+_SHELL = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def row(setting: Setting) -> str:
+    """One setting as docs/operations.md has it."""
+    shared = f", or `{setting.shared_variable}`" if setting.shared_variable else ""
+    default = "must be set" if setting.default is None else f"`{setting.default}`"
+    cells = (f"`{setting.variable}`{shared}", setting.type, default, setting.description)
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def test_the_table_of_settings_is_what_the_node_describes() -> None:
+    described = settings.describe(StampingSettings, node="stamping", contract=contracts.load(CONTRACT))
+    written = [
+        line
+        for line in (ROOT / "docs" / "operations.md").read_text().splitlines()
+        if line.startswith("| `OMNIBRIDGE_STAMPING__")
+    ]
+    for line, setting in zip_longest(written, described):
+        assert setting is not None, f"no such setting: {line}"
+        assert line == row(setting)
+
+
+def test_every_make_line_of_the_readme_names_a_target() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    lines = "".join(_SHELL.findall((ROOT / "README.md").read_text())).splitlines()
+    named = [line.split()[1] for line in lines if line.startswith("make ")]
+    assert named
+    assert not set(named) - targets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_relative_link_leads_to_a_file(page: Path) -> None:
+    links = [link for link in _LINK.findall(page.read_text()) if "://" not in link]
+    assert not [link for link in links if not (page.parent / link).exists()]
+
+
+def test_the_stamp_shown_in_the_docs_is_one_and_true() -> None:
+    shown = re.search(r"^```python\n(.*?)^```", (ROOT / "docs" / "stamp.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert shown
+    reading = embedding.read(shown[1].encode(), "hello.py")
+    assert [stamp.digest for stamp in reading.stamps] == [embedding.digest(reading.body, embedding.DigestRule.RAW)]

@@ -11,8 +11,8 @@ import grpc
 from pydantic import BaseModel, ConfigDict, Field
 
 from omninode.bridge.errors.v1 import errors_pb2
+from services.chassis.client_interceptor import client_interceptors
 from services.chassis.errors import InvalidArgument
-from services.chassis.interceptors import client_interceptors
 
 
 class InvalidTarget(InvalidArgument):

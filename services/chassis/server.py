@@ -22,8 +22,8 @@ from pydantic import ConfigDict, Field, model_validator
 
 from omninode.bridge.errors.v1 import errors_pb2
 from services.chassis.errors import FailedPrecondition, NotFound
-from services.chassis.interceptors import CallSettings, ServerInterceptor
 from services.chassis.port import MAX_PORT, METRICS_OFFSET
+from services.chassis.server_interceptor import CallSettings, ServerInterceptor
 from services.chassis.telemetry import CallMetrics, metrics_endpoint
 
 _log = logging.getLogger(__name__)

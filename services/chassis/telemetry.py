@@ -7,7 +7,6 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,11 +20,7 @@ from prometheus_client import (
     start_http_server,
 )
 
-CORRELATION_METADATA = "x-correlation-id"
-"""The metadata key that carries the correlation id through every hop."""
-
-correlation_id: ContextVar[str] = ContextVar("correlation_id", default="")
-"""The correlation id of the call that this task serves; empty outside a call."""
+from services.chassis.call_context import correlation_id
 
 _RECORD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 

@@ -11,7 +11,8 @@ from asyncpg import Record
 
 from services.chassis.coalesce import Coalescer
 from services.chassis.errors import BridgeError
-from services.chassis.postgres import ConstraintViolated, Database, TransactionConflict
+from services.chassis.postgres import Database
+from services.chassis.postgres_error import ConstraintViolated, TransactionConflict
 from services.stamping.domain import Claim, Recorded, RequestIdReused, Stamp, StampNotFound, StampQuery
 
 Position: TypeAlias = uuid.UUID

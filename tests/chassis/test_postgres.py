@@ -17,12 +17,11 @@ from pydantic import ValidationError
 
 from omninode.bridge.errors.v1 import errors_pb2
 from services.chassis.embedded import EmbeddedPostgres, PostgresBusy
-from services.chassis.postgres import (
+from services.chassis.postgres import Database, PostgresSettings
+from services.chassis.postgres_error import (
     ConstraintViolated,
-    Database,
     DatabaseUnavailable,
     PoolExhausted,
-    PostgresSettings,
     StatementTimeout,
     TransactionConflict,
 )
@@ -768,7 +767,7 @@ async def test_a_silent_server_is_unavailable_and_its_stale_connections_are_not_
     line: Line, open_database: Open
 ) -> None:
     # Three stale connections, of which the two failures meet two: the third is the one that the trial must not get.
-    rig = await open_database(line.url, breaker_threshold=2, statement_timeout=0.1, connect_timeout=0.1)
+    rig = await open_database(line.url, breaker_threshold=2, statement_timeout=0.1, connect_timeout=1.0)
     async with rig.database.connection(), rig.database.connection(), rig.database.connection():
         pass
     line.mute()

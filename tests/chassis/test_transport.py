@@ -20,10 +20,11 @@ from pydantic import BaseModel, ValidationError
 from omninode.bridge.errors.v1 import errors_pb2
 from omninode.bridge.stamping.v1.stamping_pb2 import HashRequest, HashResponse
 from services.chassis import errors
+from services.chassis.call_context import CORRELATION_METADATA, correlation_id
 from services.chassis.client import ClientSettings, InvalidTarget, resolve
 from services.chassis.server import PortInUse, Server, ServerSettings
 from services.chassis.status import from_rpc_error
-from services.chassis.telemetry import CORRELATION_METADATA, JsonFormatter, correlation_id
+from services.chassis.telemetry import JsonFormatter
 from tests.chassis.echo import PATH, SERVICE, Answers, Behavior, Caller, Echo, calling, serving
 
 ONCE = ClientSettings(attempts=1)

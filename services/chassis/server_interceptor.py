@@ -1,7 +1,5 @@
-"""The two ends of a hop: one server interceptor, and one client interceptor for each of gRPC's four shapes of call.
-
-The server's parses, bounds, counts and logs every call, and turns what a servicer raises into a status; servicers neither catch nor
-abort. The client's carries the correlation id and the deadline on, and raises the refusal again.
+"""The server's end of a hop: one interceptor that parses, bounds, counts and logs every call, and turns what a servicer raises
+into a status. Servicers neither catch nor abort.
 """
 
 from __future__ import annotations
@@ -11,9 +9,8 @@ import inspect
 import logging
 import os
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
-from contextvars import ContextVar
 from typing import Any, NoReturn, TypeAlias, cast
 
 import grpc
@@ -21,17 +18,15 @@ from google.protobuf.message import DecodeError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from omninode.bridge.errors.v1 import errors_pb2
+from services.chassis.call_context import CORRELATION_METADATA, correlation_id, deadline
 from services.chassis.errors import BridgeError, DeadlineExceeded, InvalidArgument, Unavailable, from_validation
-from services.chassis.status import CODES, Trailers, from_rpc_error, internal_trailers, to_trailers
-from services.chassis.telemetry import CORRELATION_METADATA, CallMetrics, MethodMetrics, correlation_id
+from services.chassis.status import CODES, Trailers, internal_trailers, to_trailers
+from services.chassis.telemetry import CallMetrics, MethodMetrics
 
 _log = logging.getLogger(__name__)
 _access_log = logging.getLogger("access")
 
 _Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
-
-_deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
-"""When the work of the call that this task serves must be done, in the event loop's time."""
 
 _MAX_CORRELATION_ID = 128
 """A longer one is a mistake or an attack; it would stand in every log line."""
@@ -296,10 +291,10 @@ class _ServedMethod:
                     "too little of the caller's deadline is left to do the work",
                     metadata={"remaining_ms": str(max(0, round(remaining * 1000)))},
                 )
-            deadline = asyncio.get_running_loop().time() + budget
-            _deadline.set(deadline)
+            end = asyncio.get_running_loop().time() + budget
+            deadline.set(end)
             try:
-                async with asyncio.timeout_at(deadline) as bound:
+                async with asyncio.timeout_at(end) as bound:
                     yield
             except TimeoutError:
                 if not bound.expired():
@@ -312,113 +307,3 @@ def _correlation_id_of(context: _Context) -> str:
         if key == CORRELATION_METADATA and isinstance(value, str) and 0 < len(value) <= _MAX_CORRELATION_ID:
             return value
     return os.urandom(16).hex()
-
-
-class _ClientHop:
-    """What each shape of call does before and after: carry on the correlation id and the deadline; raise the refusal again."""
-
-    def __init__(self, default_timeout: float | None = None) -> None:
-        self._default_timeout = default_timeout
-
-    def details(self, details: grpc.aio.ClientCallDetails) -> grpc.aio.ClientCallDetails:
-        metadata = grpc.aio.Metadata(*(details.metadata or ()))
-        if metadata.get(CORRELATION_METADATA) is None:
-            metadata.add(CORRELATION_METADATA, correlation_id.get() or os.urandom(16).hex())
-        timeout = details.timeout if details.timeout is not None else self._default_timeout
-        deadline = _deadline.get()
-        if deadline is not None:
-            left = deadline - asyncio.get_running_loop().time()
-            timeout = left if timeout is None else min(timeout, left)
-        return grpc.aio.ClientCallDetails(
-            details.method, timeout, metadata, details.credentials, details.wait_for_ready
-        )
-
-    async def answer(self, continuation: Callable[..., Any], details: grpc.aio.ClientCallDetails, request: Any) -> Any:
-        try:
-            return await (await self.begin(continuation, details, request))
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) or error from error
-
-    async def begin(self, continuation: Callable[..., Any], details: grpc.aio.ClientCallDetails, request: Any) -> Any:
-        return await continuation(self.details(details), request)
-
-    @staticmethod
-    async def read(call: Any) -> AsyncIterator[Any]:
-        try:
-            async for response in call:
-                yield response
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) or error from error
-        finally:
-            call.cancel()
-
-
-class _UploadHop(_ClientHop):
-    async def begin(self, continuation: Callable[..., Any], details: grpc.aio.ClientCallDetails, request: Any) -> Any:
-        return _keep_status(await super().begin(continuation, details, request))
-
-
-class _StatusKeeper:
-    """A call that keeps the server's status when a later write fails.
-
-    A server may refuse a stream before its end. grpcio then overwrites the refusal with INTERNAL if the failed write is seen after
-    it (grpc/grpc issue 36066, open as of grpcio 1.85): the one method that does so is skipped where the call has its status.
-    """
-
-    def __init__(self, call: Any) -> None:
-        self._call = call
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._call, name)
-
-    def set_internal_error(self, error: str) -> None:
-        if not self._call.done():
-            self._call.set_internal_error(error)
-
-
-def _keep_status(call: Any) -> Any:
-    call._cython_call = _StatusKeeper(call._cython_call)
-    return call
-
-
-class _Answered:
-    """A finished call: gRPC awaits what a stream-unary interceptor returns; a unary-unary one may return the message itself."""
-
-    def __init__(self, response: Any) -> None:
-        self._response = response
-
-    def __await__(self) -> Generator[None, None, Any]:
-        yield from ()
-        return self._response
-
-    def done(self) -> bool:
-        return True
-
-    def cancel(self) -> bool:
-        return False
-
-
-class _UnaryUnary(_ClientHop, grpc.aio.UnaryUnaryClientInterceptor):
-    async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return await self.answer(continuation, client_call_details, request)
-
-
-class _StreamUnary(_UploadHop, grpc.aio.StreamUnaryClientInterceptor):
-    async def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
-        return _Answered(await self.answer(continuation, client_call_details, request_iterator))
-
-
-# The two below begin the call before they return, not at the first read: gRPC binds the caller's handle to it at once.
-class _UnaryStream(_ClientHop, grpc.aio.UnaryStreamClientInterceptor):
-    async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return self.read(await self.begin(continuation, client_call_details, request))
-
-
-class _StreamStream(_UploadHop, grpc.aio.StreamStreamClientInterceptor):
-    async def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
-        return self.read(await self.begin(continuation, client_call_details, request_iterator))
-
-
-def client_interceptors(default_timeout: float) -> list[grpc.aio.ClientInterceptor]:
-    """The client's end for every shape of call; `default_timeout` (seconds) bounds unary calls that name no deadline."""
-    return [_UnaryUnary(default_timeout), _StreamUnary(), _UnaryStream(), _StreamStream()]

@@ -99,12 +99,8 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
             endless=handler.response_streaming and _is_endless(method),
             watches=self._watches,
         )
-        parse = _parser(method, handler.request_deserializer)
-        wrapped = (
-            served.streaming(behavior, parse, handler.request_streaming)
-            if handler.response_streaming
-            else served.unary(behavior, parse, handler.request_streaming)
-        )
+        read = _reader(kind, _parser(method, handler.request_deserializer))
+        wrapped = served.streaming(behavior, read) if handler.response_streaming else served.unary(behavior, read)
         # No deserializer: the bytes come here, where a failure to parse them can be a typed refusal.
         make = getattr(grpc, f"{kind}_rpc_method_handler")
         result: grpc.RpcMethodHandler[Any, Any] = make(wrapped, None, handler.response_serializer)
@@ -149,9 +145,36 @@ def _parser(method: str, deserialize: Callable[[bytes], Any] | None) -> Callable
     return parse
 
 
+def _reader(kind: str, parse: Callable[[bytes], Any]) -> Callable[[Any, _Context], Any]:
+    """What makes a servicer's first argument of the bytes, or of the stream of them."""
+    match kind:
+        case "stream_unary":
+            return lambda requests, context: _whole(requests, parse, context)
+        case "stream_stream":
+            return lambda requests, _context: _parsed(requests, parse)
+        case _:
+            return lambda raw, _context: parse(raw)
+
+
 async def _parsed(requests: AsyncIterable[bytes], parse: Callable[[bytes], Any]) -> AsyncIterator[Any]:
     async for raw in requests:
         yield parse(raw)
+
+
+async def _whole(
+    requests: AsyncIterable[bytes], parse: Callable[[bytes], Any], context: _Context
+) -> AsyncIterator[Any]:
+    """The messages of a stream that its caller ended; where it was cut instead, the call is cancelled here.
+
+    grpcio reports a stream that was reset as one that came to its end, and cancels the handler some time later: without this a
+    servicer would take a part for the whole. Headers cannot be sent on a reset stream, which tells the two apart.
+    """
+    async for message in _parsed(requests, parse):
+        yield message
+    try:
+        await context.send_initial_metadata(())
+    except Exception as error:
+        raise asyncio.CancelledError("the caller left before the end of its stream") from error
 
 
 class _ServedMethod:
@@ -166,21 +189,17 @@ class _ServedMethod:
         self._endless = endless
         self._watches = watches
 
-    def unary(
-        self, behavior: Callable[..., Any], parse: Callable[[bytes], Any], request_streaming: bool
-    ) -> Callable[..., Any]:
+    def unary(self, behavior: Callable[..., Any], read: Callable[[Any, _Context], Any]) -> Callable[..., Any]:
         async def call(request: Any, context: _Context) -> Any:
             began = self._begin(context)
             try:
                 scope = self._scope(context)
                 # Branches and not an empty scope: this is the path of every small call, and an async context costs microseconds.
                 if scope is None:
-                    response = await behavior(_parsed(request, parse) if request_streaming else parse(request), context)
+                    response = await behavior(read(request, context), context)
                 else:
                     async with scope:
-                        response = await behavior(
-                            _parsed(request, parse) if request_streaming else parse(request), context
-                        )
+                        response = await behavior(read(request, context), context)
             except BaseException as error:
                 await self._fail(began, context, error)
             self._end(began, context, grpc.StatusCode.OK)
@@ -188,23 +207,19 @@ class _ServedMethod:
 
         return call
 
-    def streaming(
-        self, behavior: Callable[..., Any], parse: Callable[[bytes], Any], request_streaming: bool
-    ) -> Callable[..., Any]:
+    def streaming(self, behavior: Callable[..., Any], read: Callable[[Any, _Context], Any]) -> Callable[..., Any]:
         async def generate(request: Any, context: _Context) -> AsyncIterator[Any]:
             began = self._begin(context)
             try:
                 async with self._scope(context) or nullcontext():
-                    async for response in behavior(
-                        _parsed(request, parse) if request_streaming else parse(request), context
-                    ):
+                    async for response in behavior(read(request, context), context):
                         yield response
             except BaseException as error:
                 await self._fail(began, context, error)
             self._end(began, context, grpc.StatusCode.OK)
 
         # The health service's Watch writes to its context instead of yielding.
-        return generate if inspect.isasyncgenfunction(behavior) else self.unary(behavior, parse, request_streaming)
+        return generate if inspect.isasyncgenfunction(behavior) else self.unary(behavior, read)
 
     def _begin(self, context: _Context) -> float:
         self._metrics.start()

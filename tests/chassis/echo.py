@@ -36,6 +36,8 @@ class Echo:
         self._behavior = behavior
         self.metadata: list[dict[str, str | bytes]] = []
         self.remaining: list[float | None] = []
+        self.whole_uploads = 0
+        """Uploads that were read to their end."""
 
     def _note(self, context: Context) -> None:
         self.metadata.append(dict(context.invocation_metadata() or ()))
@@ -48,6 +50,7 @@ class Echo:
     async def upload(self, requests: AsyncIterator[HashRequest], context: Context) -> HashResponse:
         self._note(context)
         answers = [await self._behavior(request) async for request in requests]
+        self.whole_uploads += 1
         return HashResponse(size_bytes=sum(answer.size_bytes for answer in answers))
 
     async def download(self, request: HashRequest, context: Context) -> AsyncIterator[HashResponse]:

@@ -25,7 +25,7 @@ from services.chassis.client import ClientSettings, InvalidTarget, resolve
 from services.chassis.server import PortInUse, Server, ServerSettings
 from services.chassis.status import from_rpc_error
 from services.chassis.telemetry import JsonFormatter
-from tests.chassis.echo import PATH, SERVICE, Answers, Behavior, Caller, Echo, calling, serving
+from tests.chassis.echo import PATH, SERVICE, Answers, Behavior, Caller, Echo, answer, calling, serving
 
 ONCE = ClientSettings(attempts=1)
 """No retries: the test counts calls or wants the first refusal."""
@@ -448,6 +448,34 @@ async def test_a_caller_that_leaves_a_watch_is_counted_as_cancelled_and_forgotte
             await asyncio.wait_for(left.wait(), 10)
         await server.stop()
     assert _count(registry, "WatchDownload", "CANCELLED") == 1
+
+
+async def test_an_upload_that_is_cut_is_never_taken_for_a_whole_one() -> None:
+    registry = CollectorRegistry()
+    uploads = 100
+    arrived = asyncio.Semaphore(0)
+
+    async def arrive(request: HashRequest) -> HashResponse:
+        arrived.release()
+        return await answer(request)
+
+    async def first_chunk() -> AsyncIterator[HashRequest]:
+        yield HashRequest(content=b"first")
+        await asyncio.Event().wait()
+
+    echo = Echo(arrive)
+    async with serving(echo, registry=registry) as (server, target):
+        async with grpc.aio.insecure_channel(target) as channel:
+            upload = channel.stream_unary(PATH + "Upload", HashRequest.SerializeToString, HashResponse.FromString)
+            calls = [upload(first_chunk()) for _ in range(uploads)]
+            async with asyncio.timeout(10):
+                for _ in calls:
+                    await arrived.acquire()
+            for call in calls:
+                call.cancel()
+        await server.stop()
+    assert _count(registry, "Upload", "CANCELLED") == uploads
+    assert echo.whole_uploads == 0
 
 
 def _count(registry: CollectorRegistry, method: str, code: str) -> float | None:

@@ -134,7 +134,7 @@ class StampingServiceServicer:
 
     def CreateStampStream(self, request_iterator, context):
         """Stamps content of any size in constant memory: a header, then chunks. The stamp is detached and its digest is of the raw bytes,
-        own stamps in them included.
+        own stamps in them included. A stream that is cut off stamps nothing.
 
         Errors: as CreateStamp, and STREAM_OUT_OF_ORDER where the first message is no header or a later one is.
         """

@@ -45,7 +45,7 @@ class StampingServiceStub:
     """
     CreateStampStream: _aio.StreamUnaryMultiCallable[_stamping_pb2.CreateStampStreamRequest, _stamping_pb2.CreateStampStreamResponse]
     """Stamps content of any size in constant memory: a header, then chunks. The stamp is detached and its digest is of the raw bytes,
-    own stamps in them included.
+    own stamps in them included. A stream that is cut off stamps nothing.
 
     Errors: as CreateStamp, and STREAM_OUT_OF_ORDER where the first message is no header or a later one is.
     """
@@ -133,7 +133,7 @@ class StampingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_abc.AsyncIterator[_stamping_pb2.CreateStampStreamRequest], _abc.Awaitable[_stamping_pb2.CreateStampStreamResponse]],
     ) -> _abc.Awaitable[_stamping_pb2.CreateStampStreamResponse]:
         """Stamps content of any size in constant memory: a header, then chunks. The stamp is detached and its digest is of the raw bytes,
-        own stamps in them included.
+        own stamps in them included. A stream that is cut off stamps nothing.
 
         Errors: as CreateStamp, and STREAM_OUT_OF_ORDER where the first message is no header or a later one is.
         """

@@ -72,7 +72,7 @@ def resolve(target: str) -> str:
 
 def _split(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+    if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise InvalidTarget(metadata={"target": address})
     return host.strip("[]"), int(port)
 

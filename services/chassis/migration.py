@@ -32,6 +32,8 @@ VERSION_TABLE = "schema_migrations"
 LOCK_ID = int.from_bytes(b"omnibrdg")
 """The PostgreSQL advisory lock that a run holds from its first look at the revision to its end."""
 
+CONNECT_SECONDS = 10.0
+"""A database that does not answer within it is not there; one that starts after a crash refuses at once and is asked again."""
 _SCRIPTS = Path(migrations.__file__).parent
 _SESSION = {
     "application_name": "omnibridge migrate",
@@ -175,10 +177,12 @@ def _run(url: str, work: Callable[[Connection], T]) -> T:
 
 async def _connect(url: str) -> asyncpg.Connection:
     try:
-        return await asyncpg.connect(url, server_settings=_SESSION)
+        return await asyncpg.connect(url, server_settings=_SESSION, timeout=CONNECT_SECONDS)
     except ValueError:
         # The reason may quote a piece of the URL, and so of a password that was not escaped.
         raise MigrationError("the database's URL is malformed") from None
+    except TimeoutError as error:
+        raise MigrationError(f"the database did not answer within {CONNECT_SECONDS:g} s") from error
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise MigrationError(f"cannot reach the database: {_first_line(error)}") from error
 

@@ -58,6 +58,9 @@ class ServerSettings(CallSettings):
     """Prometheus metrics over HTTP; by default the port + 1000."""
     max_message_bytes: int = Field(16 * 1024 * 1024, gt=0)
     """Both ways; the contracts' bound. gRPC itself refuses more, with RESOURCE_EXHAUSTED."""
+    max_pending_calls: int = Field(20_000, gt=0)
+    """Calls that arrived and were not begun yet. gRPC's own bound, of about a thousand, answers a burst with CANCELLED and no
+    reason; this one is as long as the queue before the database, which refuses with one."""
     max_connection_age_seconds: float | None = Field(None, gt=0)
     """After this a connection is asked to be made anew, so that clients find replicas added behind one name; by default never."""
     max_connection_age_grace_seconds: float = Field(60.0, gt=0)
@@ -192,6 +195,8 @@ def _options(settings: ServerSettings) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", 0),
         ("grpc.max_send_message_length", settings.max_message_bytes),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.server.max_pending_requests", settings.max_pending_calls),
+        ("grpc.server.max_pending_requests_hard_limit", settings.max_pending_calls),
         ("grpc.http2.min_ping_interval_without_data_ms", round(settings.min_ping_interval_seconds * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.max_connection_age_grace_ms", round(settings.max_connection_age_grace_seconds * 1000)),

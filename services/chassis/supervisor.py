@@ -11,7 +11,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from signal import SIGINT, SIGTERM
+from signal import SIG_IGN, SIGHUP, SIGINT, SIGTERM, getsignal
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -72,7 +72,8 @@ class Supervisor:
     """`async with` starts everything and leaves when all is healthy; at its end it stops everything, the nodes last started first.
 
     Raises MeshError when it cannot start: FolderInUse, PortRefused, PostgresFailed, NodeFailed with its last log lines, StopAsked.
-    It is to be used in the main thread and takes over SIGINT and SIGTERM: the first asks for a stop, the second hastens it.
+    It is to be used in the main thread and takes over SIGINT, SIGTERM and SIGHUP, unless they are ignored: the first asks for a
+    stop, the second hastens it.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class Supervisor:
         await self._held.aclose()
 
     async def wait(self) -> None:
-        """Until SIGINT or SIGTERM asks for a stop."""
+        """Until a signal asks for a stop."""
         async with _task(self._stop_asked.wait()) as asked:
             done, _ = await asyncio.wait({asked, *self._keeping}, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
@@ -146,12 +147,13 @@ class Supervisor:
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        for number in (SIGINT, SIGTERM):
+        taken = [number for number in (SIGINT, SIGTERM, SIGHUP) if getsignal(number) != SIG_IGN]
+        for number in taken:
             loop.add_signal_handler(number, self._on_signal)
         try:
             yield
         finally:
-            for number in (SIGINT, SIGTERM):
+            for number in taken:
                 loop.remove_signal_handler(number)
 
     def _on_signal(self) -> None:

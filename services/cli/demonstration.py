@@ -5,7 +5,6 @@ Nothing of it is staged: it is what `up`, `stamp --embed` and `validate` do. The
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import tempfile
 import time
@@ -19,7 +18,7 @@ from omninode.bridge.stamping.v1 import stamping_pb2_grpc
 from services.chassis.port import free_ports
 from services.cli import console, report
 from services.cli.failure import CommandError, Failed, complain
-from services.cli.interruption import postponed
+from services.cli.interruption import postponed, run
 from services.cli.mesh import NODES, NodeAddress
 from services.cli.runner import mesh, unless_stopped
 from services.cli.stamping import UNARY_BYTES, Placement, Stamped, Stamper
@@ -56,7 +55,7 @@ def demonstrate(path: Path) -> None:
         console.say(f"{path.resolve()}: {report.counted(len(files), 'file')}, {size}, copied to a temporary folder")
         copies = _copy(files, temporary / "copy", failures)
         _raise_for(failures)
-        asyncio.run(_run(temporary / "data", files, copies))
+        run(_run(temporary / "data", files, copies))
     console.say("the mesh has stopped, the temporary folders are removed")
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from typing import NoReturn
+from collections.abc import Coroutine, Iterator
+from typing import Any, NoReturn, TypeVar
+
+T = TypeVar("T")
 
 
 def unwind_on_signals() -> None:
@@ -17,15 +20,40 @@ def unwind_on_signals() -> None:
     handler.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) in (signal.SIG_DFL, _stop):
+        if signal.getsignal(number) == signal.SIG_DFL:
             with contextlib.suppress(ValueError):
                 signal.signal(number, _unwind)
 
 
-def stop_on_hangup() -> None:
-    """Let SIGHUP, of a closed terminal, ask for the orderly stop of SIGTERM, until `unwind_on_signals` is called again."""
-    if signal.getsignal(signal.SIGHUP) == _unwind:
-        signal.signal(signal.SIGHUP, _stop)
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """What asyncio.run does, with SIGTERM and SIGHUP treated as it treats Ctrl-C: `work` is cancelled, then the process ends.
+
+    A handler that raises would raise in whichever task runs just then, and a task may keep what it gets to itself.
+    """
+    came: list[int] = []
+
+    async def main() -> T:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+
+        def stop(number: int) -> None:
+            came.append(number)
+            task.cancel()
+
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == _unwind:
+                loop.add_signal_handler(number, stop, number)
+        return await work
+
+    try:
+        return asyncio.run(main())
+    except asyncio.CancelledError:
+        if came:
+            sys.exit(128 + came[0])
+        raise
+    finally:
+        # A loop that closes leaves its signals to their defaults.
+        unwind_on_signals()
 
 
 @contextlib.contextmanager
@@ -41,10 +69,6 @@ def postponed() -> Iterator[None]:
             signal.signal(number, handler)
         if came:
             os.kill(os.getpid(), came[0])
-
-
-def _stop(*_: object) -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _unwind(number: int, _frame: object) -> NoReturn:

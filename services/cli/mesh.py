@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from services.chassis.port import METRICS_OFFSET
@@ -53,7 +53,18 @@ def configured_addresses(environment: Mapping[str, str]) -> list[NodeAddress]:
         addresses.append(
             NodeAddress(node, port, _port(environment, _variable(node, "METRICS_PORT"), port + METRICS_OFFSET))
         )
+    _check_different(addresses)
     return addresses
+
+
+def _check_different(addresses: Sequence[NodeAddress]) -> None:
+    taken: dict[int, str] = {}
+    for address in addresses:
+        for field, port in (("PORT", address.port), ("METRICS_PORT", address.metrics_port)):
+            name = _variable(address.node, field)
+            if port in taken:
+                raise ValueError(f"{name}={port}: the port of {taken[port]}")
+            taken[port] = name
 
 
 def _variable(node: str, field: str) -> str:
@@ -61,7 +72,7 @@ def _variable(node: str, field: str) -> str:
 
 
 def _port(environment: Mapping[str, str], name: str, default: int) -> int:
-    value = environment.get(name, str(default))
-    if not value.isdecimal() or not 0 < int(value) < 65536:
+    value = environment.get(name) or str(default)
+    if not (value.isascii() and value.isdecimal()) or not 0 < int(value) < 65536:
         raise ValueError(f"{name}={value}: a port is a number from 1 to 65535")
     return int(value)

@@ -11,11 +11,15 @@ import typer
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.-]{1,255}")
 
 
-def _path(text: str) -> Path:
-    # An empty argument is a variable that was not set; as a Path it would be the whole current folder.
+def stated(text: str) -> str:
+    """The text of a path; refused where it is empty: a variable that was not set, which as a Path is the whole current folder."""
     if not text:
         raise typer.BadParameter("a path is empty")
-    return Path(text)
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(stated(text))
 
 
 def _namespace(text: str) -> str:
@@ -31,6 +35,12 @@ Namespace = Annotated[str, typer.Option("--namespace", callback=_namespace, help
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a line on stdout, and nothing else there.")]
 DataFolder = Annotated[
     Path,
-    typer.Option("--data", envvar="OMNIBRIDGE_DATA", help="The folder of the embedded PostgreSQL and the logs."),
+    typer.Option(
+        "--data",
+        envvar="OMNIBRIDGE_DATA",
+        parser=_path,
+        metavar="PATH",
+        help="The folder of the embedded PostgreSQL and the logs.",
+    ),
 ]
 DEFAULT_DATA = Path(".omnibridge")

@@ -17,7 +17,7 @@ from services.chassis.keeper import Report
 from services.chassis.migration import MigrationError
 from services.chassis.supervisor import NodeProcess, StopAsked, Supervisor
 from services.cli.failure import INTERRUPTED, CommandError
-from services.cli.interruption import stop_on_hangup, unwind_on_signals
+from services.cli.interruption import unwind_on_signals
 from services.cli.mesh import HOST, NodeAddress
 
 T = TypeVar("T")
@@ -33,7 +33,6 @@ async def mesh(
     """
     nodes = [NodeProcess(node.node, node.argv, node.port, node.metrics_port, HOST, node.env) for node in addresses]
     try:
-        stop_on_hangup()
         if database_url:
             await _migrate(database_url)
         postgres = None if database_url else EmbeddedPostgres(data)

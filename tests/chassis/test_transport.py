@@ -547,6 +547,12 @@ async def test_a_port_in_use_is_refused_by_its_address() -> None:
             await second.start()
 
 
+async def test_a_burst_of_calls_on_one_connection_is_answered_and_not_cut() -> None:
+    async with serving(Echo()) as (_, target), calling(target, ONCE) as caller:
+        answers = await asyncio.gather(*(caller.unary(b"x") for _ in range(3000)))
+    assert {answer.size_bytes for answer in answers} == {1}
+
+
 async def test_more_than_a_message_may_hold_is_refused_by_grpc_itself() -> None:
     async with serving(Echo(), max_message_bytes=1000) as (_, target), calling(target) as caller:
         with pytest.raises(errors.ResourceExhausted):

@@ -33,7 +33,7 @@ def test_the_environment_sets_a_nodes_ports() -> None:
     assert (apart.port, apart.metrics_port) == (50051, 4000)
 
 
-@pytest.mark.parametrize("port", ["0", "65536", "-1", "http", ""])
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "http", "\N{ARABIC-INDIC DIGIT FIVE}"])
 def test_a_port_that_is_none_is_refused_by_its_name(run: Run, monkeypatch: pytest.MonkeyPatch, port: str) -> None:
     monkeypatch.setenv("OMNIBRIDGE_STAMPING__SERVER__PORT", port)
 
@@ -42,6 +42,17 @@ def test_a_port_that_is_none_is_refused_by_its_name(run: Run, monkeypatch: pytes
     assert ended.status == 2
     assert f"OMNIBRIDGE_STAMPING__SERVER__PORT={port}" in ended.err
     assert ended.err.count("\n") == 1
+
+
+def test_an_empty_variable_counts_as_not_set() -> None:
+    assert configured_addresses({"OMNIBRIDGE_STAMPING__SERVER__PORT": ""}) == configured_addresses({})
+
+
+def test_two_servers_on_one_port_are_refused_by_both_names() -> None:
+    with pytest.raises(ValueError, match=r"METRICS_PORT=4000: the port of OMNIBRIDGE_STAMPING__SERVER__PORT"):
+        configured_addresses(
+            {"OMNIBRIDGE_STAMPING__SERVER__PORT": "4000", "OMNIBRIDGE_STAMPING__SERVER__METRICS_PORT": "4000"}
+        )
 
 
 def test_an_unknown_node_is_one_line_with_the_known_ones(run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 
 from services.cli import document
 from services.cli.failure import FAILURE, Failed, complain
+from services.cli.option import stated
 
 app = typer.Typer(add_completion=False)
 STDIN = "-"
@@ -18,13 +20,15 @@ STDIN = "-"
 
 @app.command(name="hash")
 def hash_(
-    paths: Annotated[list[str], typer.Argument(metavar="PATH", help="Files; - is stdin.", show_default=False)],
+    paths: Annotated[
+        list[str], typer.Argument(parser=stated, metavar="PATH", help="Files; - is stdin.", show_default=False)
+    ],
 ) -> None:
     """Print the BLAKE3 digest of files, byte for byte as they are."""
     failed = False
     for path in paths:
         try:
-            digest = document.digest_of(sys.stdin.buffer) if path == STDIN else document.digest(Path(path))
+            digest = _digest_of_stdin() if path == STDIN else document.digest(Path(path))
             print(line(digest, path), flush=True)
         except BrokenPipeError:
             raise
@@ -32,6 +36,13 @@ def hash_(
             failed = True
             complain(Failed.of(path, error))
     raise typer.Exit(FAILURE if failed else 0)
+
+
+def _digest_of_stdin() -> str:
+    if sys.stdin is None:
+        # The caller closed it.
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    return document.digest_of(sys.stdin.buffer)
 
 
 def line(digest: str, path: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -11,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli import console, report
+from services.cli import console, interruption, report
 from services.cli.failure import FAILURE, Failed, complain
 from services.cli.option import AsJson, Namespace, Paths
 from services.cli.stamping import DEFAULT_NAMESPACE, Stamped, Stamper
@@ -32,7 +31,7 @@ def stamp(
     target: Target = DEFAULT_TARGET,
 ) -> None:
     """Stamp files, and folders as git sees them."""
-    raise typer.Exit(asyncio.run(_stamp(paths, embed, namespace, as_json, target)))
+    raise typer.Exit(interruption.run(_stamp(paths, embed, namespace, as_json, target)))
 
 
 async def _stamp(paths: Sequence[Path], embed: bool, namespace: str, as_json: bool, target: str) -> int:

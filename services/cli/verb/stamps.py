@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from omninode.bridge.stamping.v1 import stamping_pb2, stamping_pb2_grpc
-from services.cli import console, report
+from services.cli import console, interruption, report
 from services.cli.failure import CommandError, Failed
 from services.cli.option import AsJson, Namespace
 from services.cli.stamping import DEFAULT_NAMESPACE
@@ -77,7 +77,7 @@ def list_(
         query.created_after.FromDatetime(created_after)
     if created_before:
         query.created_before.FromDatetime(created_before)
-    asyncio.run(_list(query, limit, as_json, target))
+    interruption.run(_list(query, limit, as_json, target))
 
 
 @app.command()
@@ -88,7 +88,7 @@ def show(
     target: Target = DEFAULT_TARGET,
 ) -> None:
     """Show the stamp of a digest, or of a file's content."""
-    asyncio.run(_show(subject, namespace, as_json, target))
+    interruption.run(_show(subject, namespace, as_json, target))
 
 
 async def _list(query: stamping_pb2.ListStampsRequest, limit: int, as_json: bool, target: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from services.cli import console, report
+from services.cli import console, interruption, report
 from services.cli.example import EXAMPLES, grpcurl
 from services.cli.failure import USAGE, CommandError
 from services.cli.mesh import NodeAddress, configured_addresses
@@ -27,7 +26,7 @@ def up(data: DataFolder = DEFAULT_DATA) -> None:
         addresses = configured_addresses(os.environ)
     except ValueError as error:
         raise CommandError(f"up: {error}", USAGE) from error
-    asyncio.run(_up(data, addresses, os.environ.get("DATABASE_URL")))
+    interruption.run(_up(data, addresses, os.environ.get("DATABASE_URL")))
 
 
 async def _up(data: Path, addresses: Sequence[NodeAddress], database_url: str | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli import console, report
+from services.cli import console, interruption, report
 from services.cli.failure import FAILURE, Failed, complain
 from services.cli.option import AsJson, Namespace, Paths
 from services.cli.stamping import DEFAULT_NAMESPACE
@@ -33,7 +32,7 @@ def validate(
 
     Fails if a stamp is not true of its file. A file that holds no stamp and whose content the ledger does not know is reported.
     """
-    raise typer.Exit(asyncio.run(_validate(paths, strict, namespace, as_json, target)))
+    raise typer.Exit(interruption.run(_validate(paths, strict, namespace, as_json, target)))
 
 
 async def _validate(paths: Sequence[Path], strict: bool, namespace: str, as_json: bool, target: str) -> int:

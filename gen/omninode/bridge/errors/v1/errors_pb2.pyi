@@ -119,6 +119,54 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
         { "reason": "INTERNAL_ERROR", "domain": "bridge.omninode", "metadata": { "correlation_id": "5f0c..." } }
     """
+    ERROR_REASON_ACTION_ID_REUSED: _ErrorReason.ValueType  # 17
+    """The action_id was used before with another fingerprint; the first action stands. ALREADY_EXISTS.
+
+        { "reason": "ACTION_ID_REUSED", "domain": "bridge.omninode",
+          "metadata": { "action_id": "0197c0de-...", "key": "workflow/build-17" } }
+    """
+    ERROR_REASON_STATE_NOT_FOUND: _ErrorReason.ValueType  # 18
+    """The key has no state. NOT_FOUND.
+
+        { "reason": "STATE_NOT_FOUND", "domain": "bridge.omninode", "metadata": { "key": "workflow/build-17" } }
+    """
+    ERROR_REASON_BLOB_MISSING: _ErrorReason.ValueType  # 19
+    """A commit refers to a blob that is not stored. FAILED_PRECONDITION: put the blob first.
+
+        { "reason": "BLOB_MISSING", "domain": "bridge.omninode", "metadata": { "digest": "af1349b9..." } }
+    """
+    ERROR_REASON_BLOB_NOT_FOUND: _ErrorReason.ValueType  # 20
+    """There is no blob of this digest. NOT_FOUND.
+
+        { "reason": "BLOB_NOT_FOUND", "domain": "bridge.omninode", "metadata": { "digest": "af1349b9..." } }
+    """
+    ERROR_REASON_BLOB_DIGEST_MISMATCH: _ErrorReason.ValueType  # 21
+    """The bytes of a blob do not have the digest that was said of them. INVALID_ARGUMENT, with a BadRequest.
+
+        { "reason": "BLOB_DIGEST_MISMATCH", "domain": "bridge.omninode",
+          "metadata": { "digest": "af1349b9...", "actual_digest": "2d3adedf..." } }
+    """
+    ERROR_REASON_UNKNOWN_REDUCER: _ErrorReason.ValueType  # 22
+    """The node has no reducer of this name. INVALID_ARGUMENT, with a BadRequest.
+
+        { "reason": "UNKNOWN_REDUCER", "domain": "bridge.omninode", "metadata": { "reducer": "stampings", "known": "stamping_workflow" } }
+    """
+    ERROR_REASON_ILLEGAL_TRANSITION: _ErrorReason.ValueType  # 23
+    """The key's state has no transition for the action. FAILED_PRECONDITION; `allowed` names the actions that it has one for.
+
+        { "reason": "ILLEGAL_TRANSITION", "domain": "bridge.omninode",
+          "metadata": { "key": "workflow/build-17", "state": "COMPLETED", "type": "started", "allowed": "" } }
+    """
+    ERROR_REASON_WORKFLOW_ID_IN_USE: _ErrorReason.ValueType  # 24
+    """Another request has a workflow of this id. ALREADY_EXISTS.
+
+        { "reason": "WORKFLOW_ID_IN_USE", "domain": "bridge.omninode", "metadata": { "workflow_id": "build-17" } }
+    """
+    ERROR_REASON_WORKFLOW_NOT_FOUND: _ErrorReason.ValueType  # 25
+    """There is no workflow of this id. NOT_FOUND.
+
+        { "reason": "WORKFLOW_NOT_FOUND", "domain": "bridge.omninode", "metadata": { "workflow_id": "build-17" } }
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call, or one item of a batch, was refused."""
@@ -210,6 +258,54 @@ ERROR_REASON_INTERNAL_ERROR: ErrorReason.ValueType  # 16
 """A fault of the bridge itself. INTERNAL; the log holds a line with the correlation id of the call.
 
     { "reason": "INTERNAL_ERROR", "domain": "bridge.omninode", "metadata": { "correlation_id": "5f0c..." } }
+"""
+ERROR_REASON_ACTION_ID_REUSED: ErrorReason.ValueType  # 17
+"""The action_id was used before with another fingerprint; the first action stands. ALREADY_EXISTS.
+
+    { "reason": "ACTION_ID_REUSED", "domain": "bridge.omninode",
+      "metadata": { "action_id": "0197c0de-...", "key": "workflow/build-17" } }
+"""
+ERROR_REASON_STATE_NOT_FOUND: ErrorReason.ValueType  # 18
+"""The key has no state. NOT_FOUND.
+
+    { "reason": "STATE_NOT_FOUND", "domain": "bridge.omninode", "metadata": { "key": "workflow/build-17" } }
+"""
+ERROR_REASON_BLOB_MISSING: ErrorReason.ValueType  # 19
+"""A commit refers to a blob that is not stored. FAILED_PRECONDITION: put the blob first.
+
+    { "reason": "BLOB_MISSING", "domain": "bridge.omninode", "metadata": { "digest": "af1349b9..." } }
+"""
+ERROR_REASON_BLOB_NOT_FOUND: ErrorReason.ValueType  # 20
+"""There is no blob of this digest. NOT_FOUND.
+
+    { "reason": "BLOB_NOT_FOUND", "domain": "bridge.omninode", "metadata": { "digest": "af1349b9..." } }
+"""
+ERROR_REASON_BLOB_DIGEST_MISMATCH: ErrorReason.ValueType  # 21
+"""The bytes of a blob do not have the digest that was said of them. INVALID_ARGUMENT, with a BadRequest.
+
+    { "reason": "BLOB_DIGEST_MISMATCH", "domain": "bridge.omninode",
+      "metadata": { "digest": "af1349b9...", "actual_digest": "2d3adedf..." } }
+"""
+ERROR_REASON_UNKNOWN_REDUCER: ErrorReason.ValueType  # 22
+"""The node has no reducer of this name. INVALID_ARGUMENT, with a BadRequest.
+
+    { "reason": "UNKNOWN_REDUCER", "domain": "bridge.omninode", "metadata": { "reducer": "stampings", "known": "stamping_workflow" } }
+"""
+ERROR_REASON_ILLEGAL_TRANSITION: ErrorReason.ValueType  # 23
+"""The key's state has no transition for the action. FAILED_PRECONDITION; `allowed` names the actions that it has one for.
+
+    { "reason": "ILLEGAL_TRANSITION", "domain": "bridge.omninode",
+      "metadata": { "key": "workflow/build-17", "state": "COMPLETED", "type": "started", "allowed": "" } }
+"""
+ERROR_REASON_WORKFLOW_ID_IN_USE: ErrorReason.ValueType  # 24
+"""Another request has a workflow of this id. ALREADY_EXISTS.
+
+    { "reason": "WORKFLOW_ID_IN_USE", "domain": "bridge.omninode", "metadata": { "workflow_id": "build-17" } }
+"""
+ERROR_REASON_WORKFLOW_NOT_FOUND: ErrorReason.ValueType  # 25
+"""There is no workflow of this id. NOT_FOUND.
+
+    { "reason": "WORKFLOW_NOT_FOUND", "domain": "bridge.omninode", "metadata": { "workflow_id": "build-17" } }
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 

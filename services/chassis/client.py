@@ -37,9 +37,9 @@ class ClientSettings(BaseModel):
     attempts: int = Field(4, ge=1, le=5)
     """Tries of a call that meets UNAVAILABLE; gRPC itself takes at most 5."""
     initial_backoff_seconds: float = Field(0.1, gt=0)
-    """The first wait between tries; jittered and doubled by gRPC."""
+    """The first wait between tries of a call, and between tries to connect; jittered and doubled by gRPC."""
     max_backoff_seconds: float = Field(1.0, gt=0)
-    """The longest wait between tries: a restarted node is back in about a second."""
+    """The longest wait between either: a restarted node is back in about a second."""
 
 
 @asynccontextmanager
@@ -102,6 +102,9 @@ def _options(settings: ClientSettings) -> list[tuple[str, str | int]]:
         ("grpc.service_config", json.dumps(service_config)),
         ("grpc.max_send_message_length", settings.max_message_bytes),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
+        # A peer that was killed is back within a second or two; gRPC's own waits grow from one second to two minutes.
+        ("grpc.initial_reconnect_backoff_ms", round(settings.initial_backoff_seconds * 1000)),
+        ("grpc.max_reconnect_backoff_ms", round(settings.max_backoff_seconds * 1000)),
         ("grpc.keepalive_time_ms", round(settings.keepalive_seconds * 1000)),
         ("grpc.keepalive_timeout_ms", round(settings.keepalive_timeout_seconds * 1000)),
         # A node may be restarted while its client is quiet; without this the first call after it would find a dead connection.

@@ -174,3 +174,10 @@ def to_message(error: BridgeError, prefix: str = "") -> errors_pb2.Error:
             for violation in error.violations
         ],
     )
+
+
+def from_message(error: errors_pb2.Error) -> BridgeError:
+    """What an item of a batch was refused with, as the call for that item alone would have raised it."""
+    kind = KINDS.get(error.code, BridgeError)
+    violations = [FieldViolation(violation.field, violation.description) for violation in error.field_violations]
+    return kind(error.message or None, metadata=dict(error.metadata), reason=error.reason, violations=violations)

@@ -21,6 +21,85 @@ SET default_tablespace = '';
 SET default_table_access_method = heap;
 
 --
+-- Name: blob_chunks; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.blob_chunks (
+    upload_id uuid NOT NULL,
+    "position" integer NOT NULL,
+    content bytea NOT NULL,
+    created_at timestamp with time zone NOT NULL
+);
+
+
+--
+-- Name: TABLE blob_chunks; Type: COMMENT; Schema: public; Owner: -
+--
+
+COMMENT ON TABLE public.blob_chunks IS 'Owned by the store node: the bytes of streamed blobs, and of uploads that did not end.';
+
+
+--
+-- Name: blob_references; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.blob_references (
+    digest bytea NOT NULL,
+    key text NOT NULL COLLATE pg_catalog."C"
+);
+
+
+--
+-- Name: TABLE blob_references; Type: COMMENT; Schema: public; Owner: -
+--
+
+COMMENT ON TABLE public.blob_references IS 'Owned by the store node: which key refers to which blob.';
+
+
+--
+-- Name: blobs; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.blobs (
+    digest bytea NOT NULL,
+    size_bytes bigint NOT NULL,
+    content bytea,
+    upload_id uuid,
+    created_at timestamp with time zone NOT NULL,
+    CONSTRAINT blobs_content_check CHECK (((content IS NULL) <> (upload_id IS NULL))),
+    CONSTRAINT blobs_digest_check CHECK ((octet_length(digest) = 32))
+);
+
+
+--
+-- Name: TABLE blobs; Type: COMMENT; Schema: public; Owner: -
+--
+
+COMMENT ON TABLE public.blobs IS 'Owned by the store node: bytes by digest; large ones have their bytes in blob_chunks.';
+
+
+--
+-- Name: leases; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.leases (
+    name text NOT NULL COLLATE pg_catalog."C",
+    owner text NOT NULL,
+    epoch bigint NOT NULL,
+    expires_at timestamp with time zone NOT NULL,
+    CONSTRAINT leases_epoch_check CHECK ((epoch >= 1))
+)
+WITH (fillfactor='50');
+
+
+--
+-- Name: TABLE leases; Type: COMMENT; Schema: public; Owner: -
+--
+
+COMMENT ON TABLE public.leases IS 'Owned by the store node: who holds what, until when.';
+
+
+--
 -- Name: schema_migrations; Type: TABLE; Schema: public; Owner: -
 --
 
@@ -114,6 +193,113 @@ COMMENT ON TABLE public.stamps IS 'Owned by the stamping node: every stamp ever 
 
 
 --
+-- Name: store_partitions; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.store_partitions (
+    partition smallint NOT NULL,
+    next_offset bigint DEFAULT 0 NOT NULL,
+    CONSTRAINT store_partitions_next_offset_check CHECK ((next_offset >= 0))
+)
+WITH (fillfactor='10');
+
+
+--
+-- Name: TABLE store_partitions; Type: COMMENT; Schema: public; Owner: -
+--
+
+COMMENT ON TABLE public.store_partitions IS 'Owned by the store node: a row for each partition, with the offset of its next commit.';
+
+
+--
+-- Name: workflow_commits; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.workflow_commits (
+    partition smallint NOT NULL,
+    commit_offset bigint NOT NULL,
+    action_index smallint NOT NULL,
+    action_id uuid NOT NULL,
+    fingerprint bytea NOT NULL,
+    action_type text NOT NULL,
+    provenance text NOT NULL,
+    events text,
+    key text COLLATE pg_catalog."C",
+    version bigint NOT NULL,
+    state text,
+    schema_version integer,
+    final boolean,
+    committed_at timestamp with time zone NOT NULL,
+    CONSTRAINT workflow_commits_fingerprint_check CHECK ((octet_length(fingerprint) = 32))
+);
+
+
+--
+-- Name: TABLE workflow_commits; Type: COMMENT; Schema: public; Owner: -
+--
+
+COMMENT ON TABLE public.workflow_commits IS 'Owned by the store node: a row for each committed action; log, dedup and outbox at once. What belongs to the commit as a whole stands in its first row. Appended events have no key.';
+
+
+--
+-- Name: workflow_state; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.workflow_state (
+    key text NOT NULL COLLATE pg_catalog."C",
+    partition smallint NOT NULL,
+    version bigint NOT NULL,
+    state text NOT NULL,
+    schema_version integer NOT NULL,
+    final boolean NOT NULL,
+    projection text,
+    last_action text NOT NULL,
+    updated_at timestamp with time zone NOT NULL,
+    CONSTRAINT workflow_state_version_check CHECK ((version >= 1))
+)
+WITH (fillfactor='70');
+
+
+--
+-- Name: TABLE workflow_state; Type: COMMENT; Schema: public; Owner: -
+--
+
+COMMENT ON TABLE public.workflow_state IS 'Owned by the store node: the current state of every key.';
+
+
+--
+-- Name: blob_chunks blob_chunks_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.blob_chunks
+    ADD CONSTRAINT blob_chunks_pkey PRIMARY KEY (upload_id, "position");
+
+
+--
+-- Name: blob_references blob_references_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.blob_references
+    ADD CONSTRAINT blob_references_pkey PRIMARY KEY (digest, key);
+
+
+--
+-- Name: blobs blobs_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.blobs
+    ADD CONSTRAINT blobs_pkey PRIMARY KEY (digest);
+
+
+--
+-- Name: leases leases_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.leases
+    ADD CONSTRAINT leases_pkey PRIMARY KEY (name);
+
+
+--
 -- Name: schema_migrations schema_migrations_pkc; Type: CONSTRAINT; Schema: public; Owner: -
 --
 
@@ -151,6 +337,45 @@ ALTER TABLE ONLY public.stamps
 
 ALTER TABLE ONLY public.stamps
     ADD CONSTRAINT stamps_version_key UNIQUE (digest, namespace, version);
+
+
+--
+-- Name: store_partitions store_partitions_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.store_partitions
+    ADD CONSTRAINT store_partitions_pkey PRIMARY KEY (partition);
+
+
+--
+-- Name: workflow_commits workflow_commits_action_key; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.workflow_commits
+    ADD CONSTRAINT workflow_commits_action_key UNIQUE (action_id);
+
+
+--
+-- Name: workflow_commits workflow_commits_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.workflow_commits
+    ADD CONSTRAINT workflow_commits_pkey PRIMARY KEY (partition, commit_offset, action_index);
+
+
+--
+-- Name: workflow_state workflow_state_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.workflow_state
+    ADD CONSTRAINT workflow_state_pkey PRIMARY KEY (key);
+
+
+--
+-- Name: workflow_state_open_idx; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX workflow_state_open_idx ON public.workflow_state USING btree (partition, key) WHERE (NOT final);
 
 
 --

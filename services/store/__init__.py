@@ -1,0 +1,5 @@
+"""The store node: the canonical state of keys under optimistic concurrency, the log of their commits, blobs and leases.
+
+It never folds, never runs a step and never reads what a state means. Its tables: store_partitions, workflow_state,
+workflow_commits, blobs, blob_chunks, blob_references, leases.
+"""

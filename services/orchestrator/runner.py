@@ -1,0 +1,355 @@
+"""Runs the workflows of the partitions that this replica holds: those handed over by who took them in, and those found unfinished.
+
+What the other nodes are asked, and how, is peer.py's; who holds which partition is chassis/partitions'.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+import random
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from services.chassis.errors import BridgeError
+from services.chassis.partitions import lease_name
+from services.orchestrator.admission import Admission
+from services.orchestrator.domain import (
+    Coordination,
+    Fenced,
+    Retry,
+    Step,
+    StepName,
+    StepTimedOut,
+    Workflow,
+    WorkflowState,
+    check_content,
+    completion,
+    digest_of,
+    failure,
+    is_transient,
+    workflow_of,
+)
+from services.orchestrator.peer import Owner, Peer, Reduced, Report, stamp_json
+
+ROLE = "orchestrator"
+WORK = "runner"
+
+_log = logging.getLogger(__name__)
+_REPORTING = Retry(max_attempts=1, initial_backoff_seconds=0.05, max_backoff_seconds=1.0)
+"""Between attempts to report: without end, for what was done is to be recorded, and a lost lease ends the run."""
+_INLINE_BYTES = 1024 * 1024
+"""Content up to this is hashed in the event loop, in less than a millisecond; more goes to a thread."""
+
+
+class RunnerSettings(BaseModel):
+    """How workflows are run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    concurrency: int = Field(1000, gt=0)
+    """Workflows at once; each waits for commits, which are shared, so many cost little more than few."""
+    memory_bytes: int = Field(64 * 1024 * 1024, gt=0)
+    """Contents held at once; workflows beyond it wait in the store, and are read from there in their turn."""
+    poll_seconds: float = Field(2.0, gt=0)
+    """Between two looks for unfinished workflows that nobody handed over: another replica took them in, or their run broke off."""
+    announce_seconds: float = Field(0.1, ge=0)
+    """Steps that take longer are announced: the workflow is PROCESSING from then on. What is quicker is recorded in one commit with
+    its end, and saves a commit."""
+    wait_poll_seconds: float = Field(0.5, gt=0)
+    """Between two looks at a workflow that a caller waits for and another replica runs."""
+
+
+class _StepFailed(Exception):
+    """A step has failed for good."""
+
+    def __init__(self, attempt_count: int, cause: Exception) -> None:
+        super().__init__(attempt_count, cause)
+        self.attempt_count = attempt_count
+        self.cause = cause
+
+
+class _Run:
+    """One workflow on its way to its end, from the last step that was recorded."""
+
+    def __init__(
+        self,
+        peer: Peer,
+        coordination: Coordination,
+        settings: RunnerSettings,
+        *,
+        workflow: Workflow,
+        owner: Owner,
+        content: bytes | None,
+    ) -> None:
+        self._peer = peer
+        self._coordination = coordination
+        self._settings = settings
+        self._workflow = workflow
+        self._owner = owner
+        self._known_content = content
+        self._steps: Mapping[StepName, Callable[[], Awaitable[dict[str, Any]]]] = {
+            StepName.VALIDATE_INPUT: self._validate_input,
+            StepName.HASH_GENERATION: self._generate_hash,
+            StepName.STAMP_CREATION: self._create_stamp,
+            StepName.EVENT_PUBLISHING: self._publish_events,
+        }
+
+    async def finish(self) -> Reduced:
+        """Does what is left, and returns the workflow's end. Raises Fenced where another replica runs it."""
+        if self._workflow.state is not WorkflowState.PENDING:
+            return await self._report(await self._perform_steps())
+        started = self._peer.report_of("started")
+        announcing: list[asyncio.Task[Reduced]] = []
+        timer = asyncio.get_running_loop().call_later(
+            self._settings.announce_seconds,
+            lambda: announcing.append(asyncio.create_task(self._report([started]))),
+        )
+        try:
+            reports = await self._perform_steps()
+            timer.cancel()
+            if not announcing:
+                return await self._report([started, *reports])
+            await announcing[0]
+            return await self._report(reports)
+        finally:
+            timer.cancel()
+            for task in announcing:
+                task.cancel()
+
+    async def _perform_steps(self) -> list[Report]:
+        """What is to be reported of the steps that are left: together, in one commit, for what is done again gives the same."""
+        reports: list[Report] = []
+        for step in self._coordination.remaining(self._workflow):
+            try:
+                attempt_count, result = await self._perform(step)
+            except _StepFailed as failed:
+                payload = failure(step.name, failed.attempt_count, failed.cause)
+                return [*reports, self._peer.report_of("failed", step.name, payload)]
+            payload = completion(step.name, attempt_count, result)
+            reports.append(self._peer.report_of("step_completed", step.name, payload))
+        return [*reports, self._peer.report_of("completed")]
+
+    async def _perform(self, step: Step) -> tuple[int, dict[str, Any]]:
+        """Attempts the step until it is done; returns how often, and its result. Raises _StepFailed."""
+        now = asyncio.get_running_loop().time
+        began = now()
+        attempt_count = 0
+        while True:
+            attempt_count += 1
+            try:
+                return attempt_count, await self._attempt(step)
+            except BridgeError as error:
+                cause: Exception = error
+            except Exception as error:
+                _log.exception("fault in a step", extra={"workflow_id": self._workflow.workflow_id, "step": step.name})
+                cause = error
+            wait = step.wait(cause, attempt_count, now() - began, random.random())  # noqa: S311 (spreads, hides nothing)
+            if wait is None:
+                raise _StepFailed(attempt_count, cause)
+            await asyncio.sleep(wait)
+
+    async def _attempt(self, step: Step) -> dict[str, Any]:
+        try:
+            async with asyncio.timeout(step.timeout_seconds):
+                return await self._steps[step.name]()
+        except TimeoutError as error:
+            raise StepTimedOut from error
+
+    async def _validate_input(self) -> dict[str, Any]:
+        content = await self._content()
+        check_content(self._workflow, len(content), self._workflow.content_digest)
+        return {}
+
+    async def _generate_hash(self) -> dict[str, Any]:
+        content = await self._content()
+        if len(content) <= _INLINE_BYTES:
+            digest = digest_of(content)
+        else:
+            digest = await asyncio.to_thread(digest_of, content)
+        check_content(self._workflow, len(content), digest)
+        return {"digest": digest}
+
+    async def _create_stamp(self) -> dict[str, Any]:
+        answer = await self._peer.create_stamp(self._workflow, await self._content())
+        return {"stamp": stamp_json(answer.stamp), "created": answer.created}
+
+    async def _publish_events(self) -> dict[str, Any]:
+        # The commit that records this step publishes them all: they are rows of the outbox in its transaction.
+        return {}
+
+    async def _content(self) -> bytes:
+        if self._known_content is None:
+            self._known_content = await self._peer.content(self._workflow.content_digest)
+        return self._known_content
+
+    async def _report(self, reports: list[Report]) -> Reduced:
+        attempt_count = 0
+        while True:
+            attempt_count += 1
+            try:
+                return await self._peer.report(self._workflow, self._owner, reports)
+            except BridgeError as error:
+                if not is_transient(error):
+                    raise
+            await asyncio.sleep(_REPORTING.backoff(attempt_count, random.random()))  # noqa: S311 (spreads, hides nothing)
+
+
+class Runner:
+    """Carries workflows to their end while this replica holds their partitions.
+
+    A workflow is in one run at most here. Whatever breaks a run off - a lost partition, a fault, a crash - loses nothing: the
+    workflow is found again among the open keys of its partition, by the partition's owner.
+    """
+
+    def __init__(self, peer: Peer, coordination: Coordination, settings: RunnerSettings) -> None:
+        self._peer = peer
+        self._coordination = coordination
+        self._settings = settings
+        self._admission = Admission(settings.concurrency, settings.memory_bytes)
+        self._epochs: dict[int, int] = {}
+        self._runs: dict[str, tuple[int, asyncio.Task[None]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._listeners: dict[str, set[asyncio.Future[Workflow | None]]] = {}
+        self._wake = asyncio.Event()
+
+    def start(self) -> None:
+        """Begins to look for unfinished workflows of the partitions that it is given."""
+        self._spawn(self._find())
+
+    async def aclose(self) -> None:
+        """Breaks off what runs; its owner to come goes on with it."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def acquire(self, partition: int, epoch: int) -> None:
+        """Begins to run the partition's workflows."""
+        self._epochs[partition] = epoch
+        self._wake.set()
+
+    def lose(self, partition: int) -> None:
+        """Breaks off the partition's runs."""
+        del self._epochs[partition]
+        for workflow_id, (of, task) in list(self._runs.items()):
+            if of == partition:
+                del self._runs[workflow_id]
+                task.cancel()
+
+    def hand_over(self, workflow: Workflow, partition: int, content: bytes, correlation_id: str) -> None:
+        """Takes a new workflow with its content, if its partition is held here and there is room; otherwise it will be found."""
+        if partition not in self._epochs or workflow.workflow_id in self._runs:
+            return
+        if self._admission.try_enter(workflow.size_bytes):
+            self._begin(workflow, partition, content, correlation_id)
+        else:
+            self._wake.set()
+
+    async def ended(self, workflow_id: str, *, look_first: bool) -> Workflow:
+        """The workflow when it has ended, wherever it runs; `look_first` where it may have before. Raises WorkflowNotFound."""
+        with self._listening(workflow_id) as end:
+            while True:
+                if not look_first:
+                    await asyncio.wait([end], timeout=self._settings.wait_poll_seconds)
+                    if end.done() and (told := end.result()):
+                        return told
+                look_first = False
+                workflow = await self._peer.workflow(workflow_id)
+                if workflow.state.ended:
+                    return workflow
+
+    @contextmanager
+    def _listening(self, workflow_id: str) -> Iterator[asyncio.Future[Workflow | None]]:
+        end: asyncio.Future[Workflow | None] = asyncio.get_running_loop().create_future()
+        listeners = self._listeners.setdefault(workflow_id, set())
+        listeners.add(end)
+        try:
+            yield end
+        finally:
+            listeners.discard(end)
+            if not listeners:
+                self._listeners.pop(workflow_id, None)
+
+    def _begin(self, workflow: Workflow, partition: int, content: bytes | None, correlation_id: str) -> None:
+        owner = Owner(lease_name(ROLE, WORK, partition), self._epochs[partition], correlation_id)
+        run = _Run(self._peer, self._coordination, self._settings, workflow=workflow, owner=owner, content=content)
+        task = self._spawn(self._carry(workflow, run))
+        # Not in the task itself: one that is cancelled before its first turn runs none of its code.
+        task.add_done_callback(partial(self._leave, workflow))
+        self._runs[workflow.workflow_id] = (partition, task)
+
+    def _leave(self, workflow: Workflow, task: asyncio.Task[None]) -> None:
+        self._admission.leave(workflow.size_bytes)
+        if self._runs.get(workflow.workflow_id, (None, None))[1] is task:
+            del self._runs[workflow.workflow_id]
+
+    async def _carry(self, workflow: Workflow, run: _Run) -> None:
+        details = {"workflow_id": workflow.workflow_id}
+        try:
+            self._tell(workflow.workflow_id, await run.finish())
+        except Fenced:
+            _log.info("another replica runs the workflow", extra=details)
+        except BridgeError as error:
+            _log.warning("run broken off: %s", error.message, extra={**details, "reason": error.reason_name})
+        except Exception:
+            _log.exception("run broken off", extra=details)
+
+    def _tell(self, workflow_id: str, reduced: Reduced) -> None:
+        listeners = self._listeners.get(workflow_id)
+        if not listeners:
+            return
+        told = None if reduced.state_json is None else workflow_of(reduced.state_json, reduced.version)
+        for end in listeners:
+            if not end.done():
+                end.set_result(told)
+
+    async def _find(self) -> None:
+        while True:
+            self._wake.clear()
+            try:
+                await self._sweep()
+            except BridgeError as error:
+                _log.warning("unfinished workflows not found: %s", error.message, extra={"reason": error.reason_name})
+            except Exception:
+                _log.exception("unfinished workflows not found")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.poll_seconds):
+                    await self._wake.wait()
+
+    async def _sweep(self) -> None:
+        """Begins every unfinished workflow that does not run, as soon as there is room for it."""
+        partitions = sorted(self._epochs)
+        if not partitions:
+            return
+        async for page in self._peer.open_workflows(partitions):
+            idle = [(workflow_id, partition) for workflow_id, partition in page if workflow_id not in self._runs]
+            found = await asyncio.gather(
+                *(self._peer.workflow(workflow_id) for workflow_id, _ in idle), return_exceptions=True
+            )
+            for (workflow_id, partition), workflow in zip(idle, found, strict=True):
+                if isinstance(workflow, BaseException):
+                    _log.warning("workflow not read", exc_info=workflow, extra={"workflow_id": workflow_id})
+                else:
+                    await self._resume(workflow, partition)
+
+    async def _resume(self, workflow: Workflow, partition: int) -> None:
+        await self._admission.enter(workflow.size_bytes)
+        # Looked at now: the wait may have been long.
+        if workflow.state.ended or workflow.workflow_id in self._runs or partition not in self._epochs:
+            self._admission.leave(workflow.size_bytes)
+        else:
+            self._begin(workflow, partition, None, "")
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        # A run outlives the call that handed it over: neither its deadline nor its correlation id is the run's.
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task

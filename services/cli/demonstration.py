@@ -1,6 +1,7 @@
-"""The story that `demo` tells: a folder is copied, the copy stamped and validated, and one changed byte caught.
+"""The story that `demo` tells: a copy of a folder is stamped while a node is killed, then validated, and a changed byte is caught.
 
-Nothing of it is staged: it is what `up`, `stamp --embed` and `validate` do. The folder itself is only read.
+Nothing of it is staged: it is what `up`, `stamp --workflow --embed` and `validate` do. The folder itself is only read. The kill is
+crash.py's.
 """
 
 from __future__ import annotations
@@ -8,43 +9,37 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from omninode.bridge.stamping.v1 import stamping_pb2_grpc
+from omninode.bridge.stamping.v1.stamping_pb2_grpc import StampingServiceStub
+from services.chassis.keeper import Event
 from services.chassis.port import free_ports
 from services.cli import console, report
+from services.cli.batch import UNARY_BYTES
+from services.cli.crash import Crash, check_ledger
 from services.cli.failure import CommandError, Failed, complain
 from services.cli.interruption import postponed, run
 from services.cli.mesh import NODES, NodeAddress
 from services.cli.runner import mesh, unless_stopped
-from services.cli.stamping import UNARY_BYTES, Placement, Stamped, Stamper
-from services.cli.target import stamping
+from services.cli.stamping import Placement, Stamped, Stamper
+from services.cli.tampering import Tampering, change_last, change_letter
+from services.cli.target import ORCHESTRATOR, STAMPING
 from services.cli.tree import File, find
 from services.cli.validation import Validated, Validator, Verdict
+from services.cli.workflow import TOO_LARGE, Completed, Workflows, stamped
 
 T = TypeVar("T")
-STAMP_MARK = b"ONEX STAMP"
-"""What the lines that open and close an embedded stamp hold: a byte that is changed must not stand in them."""
-CASE_BIT = 0x20
-"""Turns an ASCII letter into the same one of the other case."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tampering:
-    """A content with one byte changed."""
+def demonstrate(path: Path, victim: str) -> None:
+    """Tell the story of `path`, in which the node `victim` is killed, on stdout.
 
-    content: bytes
-    offset: int
-    before: str
-    after: str
-
-
-def demonstrate(path: Path) -> None:
-    """Tell the story of `path` on stdout. Raises CommandError, which says what failed; no temporary folder is left in any case."""
+    Raises CommandError, which says what failed; no temporary folder is left in any case.
+    """
     failures: list[Failed] = []
     files = find([path], lambda name, error: failures.append(Failed.of(name, error)))
     _raise_for(failures)
@@ -55,7 +50,7 @@ def demonstrate(path: Path) -> None:
         console.say(f"{path.resolve()}: {report.counted(len(files), 'file')}, {size}, copied to a temporary folder")
         copies = _copy(files, temporary / "copy", failures)
         _raise_for(failures)
-        run(_run(temporary / "data", files, copies))
+        run(_run(temporary / "data", Crash(victim), files, copies))
     console.say("the mesh has stopped, the temporary folders are removed")
 
 
@@ -84,39 +79,73 @@ def _copy(files: Sequence[File], to: Path, failures: list[Failed]) -> list[File]
     return copies
 
 
-async def _run(data: Path, originals: Sequence[File], copies: Sequence[File]) -> None:
+async def _run(data: Path, crash: Crash, originals: Sequence[File], copies: Sequence[File]) -> None:
     ports = iter(free_ports(2 * len(NODES)))
     addresses = [NodeAddress(node, next(ports), next(ports)) for node in NODES]
     async with AsyncExitStack() as running:
         with console.waiting("starting PostgreSQL and the nodes") as tell:
+
+            def on_event(event: Event) -> None:
+                crash.notice(event)
+                if not crash.caused(event):
+                    tell(str(event))
+
             began = time.monotonic()
-            supervisor = await running.enter_async_context(
-                mesh("demo", addresses, data, None, lambda event: tell(str(event)))
-            )
+            supervisor = await running.enter_async_context(mesh("demo", addresses, data, None, on_event))
         console.say(f"PostgreSQL and {report.counted(len(NODES), 'node')} started in {time.monotonic() - began:.1f} s")
-        stamping_node = next(address for address in addresses if address.node == "stamping")
-        await unless_stopped(supervisor, tell_story(stamping_node.target, originals, copies))
+        targets = {address.node: address.target for address in addresses}
+        await unless_stopped(supervisor, _tell(targets, crash, originals, copies))
 
 
-async def tell_story(target: str, originals: Sequence[File], copies: Sequence[File]) -> None:
-    """Stamp and validate the copies on the node at `target`, and change a byte of one. Raises CommandError."""
-    async with stamping(target) as stub:
-        stamped = await _stamp(stub, copies)
+async def _tell(targets: Mapping[str, str], crash: Crash, originals: Sequence[File], copies: Sequence[File]) -> None:
+    """The story from the running mesh on. Raises CommandError."""
+    completed = await _run_workflows(targets["orchestrator"], crash, copies)
+    async with STAMPING.at(targets["stamping"]) as stub:
+        if completed:
+            await check_ledger(stub, completed)
+        done = await _embed(stub, copies, completed)
         validator = Validator(stub)
         await _validate(validator, copies)
-        await _tamper(validator, originals, stamped)
+        await _tamper(validator, originals, done)
 
 
-async def _stamp(stub: stamping_pb2_grpc.StampingServiceStub, copies: Sequence[File]) -> list[Stamped]:
+async def _run_workflows(target: str, crash: Crash, copies: Sequence[File]) -> list[Completed]:
+    """What completed; a copy that is too large for a workflow is left out."""
+    fitting = [file for file in copies if file.size <= UNARY_BYTES]
+    if not fitting:
+        console.say("no file here is small enough for a workflow: no node is killed")
+        return []
     began = time.monotonic()
-    outcomes = await _gather("stamping  ", len(copies), Stamper(stub, embed=True).stamp(copies))
+    async with ORCHESTRATOR.at(target) as stub:
+        outcomes = await _gather("running   ", len(fitting), crash.amid(Workflows(stub), fitting))
     seconds = time.monotonic() - began
-    stamped = [outcome for outcome in outcomes if isinstance(outcome, Stamped)]
+    failures = [outcome for outcome in outcomes if isinstance(outcome, Failed)]
+    _raise_for([failure for failure in failures if failure.reason != TOO_LARGE])
+    await crash.mended()
+    completed = [outcome for outcome in outcomes if isinstance(outcome, Completed)]
+    crash.say_what_came_through(completed, seconds)
+    if len(completed) < len(copies):
+        larger = report.counted(len(copies) - len(completed), "file")
+        console.say(f"too large for a workflow, and stamped by stream: {larger}")
+    return completed
+
+
+async def _embed(stub: StampingServiceStub, copies: Sequence[File], completed: Sequence[Completed]) -> list[Stamped]:
+    """Every copy with its stamp, written into it where it has a place for one."""
+    by_workflow = {item.file: stamped(item) for item in completed}
+    outcomes = await _gather("embedding ", len(copies), Stamper(stub, embed=True).stamp(copies))
     _raise_for([outcome for outcome in outcomes if isinstance(outcome, Failed)])
-    files, size = report.counted(len(stamped), "file"), sum(item.file.size for item in stamped)
-    console.stdout().print(report.by_type(stamped))
-    console.say(f"stamped: {files}, {report.readable_bytes(size)}, {len(stamped) / seconds:,.0f} stamps/s")
-    return stamped
+    done = []
+    for outcome in outcomes:
+        assert isinstance(outcome, Stamped)
+        first = by_workflow.get(outcome.file, outcome)
+        if first.stamp.stamp_id != outcome.stamp.stamp_id:
+            raise CommandError(f"demo: {outcome.file.name} has another stamp than its workflow's")
+        done.append(replace(outcome, created=first.created))
+    console.stdout().print(report.by_type(done))
+    size = report.readable_bytes(sum(item.file.size for item in done))
+    console.say(f"stamped: {report.counted(len(done), 'file')}, {size}")
+    return done
 
 
 async def _validate(validator: Validator, copies: Sequence[File]) -> None:
@@ -136,13 +165,11 @@ async def _tamper(validator: Validator, originals: Sequence[File], stamped: Sequ
         change = change_letter(sources[file.name].read_bytes(), file.path.read_bytes())
         if change:
             return await _catch(validator, file, change, Verdict.INVALID)
-    console.say(
-        "no file here has both an embedded stamp and a letter to change beside it: a detached one is changed instead"
-    )
+    console.say("no file here has both an embedded stamp and a letter to change beside it")
     for item in stamped:
-        if 0 < item.file.path.stat().st_size <= UNARY_BYTES:
+        if item.placement == Placement.DETACHED and 0 < item.file.path.stat().st_size <= UNARY_BYTES:
             return await _catch(validator, item.file, change_last(item.file.path.read_bytes()), Verdict.UNSTAMPED)
-    console.say("no file here has a byte to change")
+    console.say("no file here has a byte to change without its stamp")
     return None
 
 
@@ -161,38 +188,6 @@ async def _catch(validator: Validator, file: File, change: Tampering, expected: 
         console.say(f"        the content is {wrong.current_digest[:16]}..")
     else:
         console.say(f"caught: the ledger does not know {found.response.digest[:16]}..")
-
-
-def change_letter(original: bytes, stamped: bytes) -> Tampering | None:
-    """`stamped` with the last letter of its content in the other case; None where no letter of the original stands after the stamp.
-
-    A stamp is put into the original, so what the two end with is the original's own.
-    """
-    begin = len(stamped) - _common_suffix(original, stamped)
-    mark = stamped.rfind(STAMP_MARK, begin)
-    if mark >= 0:
-        begin = (stamped.find(b"\n", mark) + 1) or len(stamped)
-    letters = (
-        at for at in range(len(stamped) - 1, begin - 1, -1) if chr(stamped[at]).isascii() and chr(stamped[at]).isalpha()
-    )
-    at = next(letters, None)
-    return None if at is None else _change(stamped, at, CASE_BIT)
-
-
-def _common_suffix(one: bytes, other: bytes) -> int:
-    pairs = zip(reversed(one), reversed(other), strict=False)
-    return next((length for length, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
-
-
-def change_last(content: bytes) -> Tampering:
-    """`content`, which is not empty, with its last byte changed."""
-    return _change(content, len(content) - 1, 1)
-
-
-def _change(content: bytes, at: int, bits: int) -> Tampering:
-    changed = bytearray(content)
-    changed[at] ^= bits
-    return Tampering(bytes(changed), at, ascii(chr(content[at])), ascii(chr(changed[at])))
 
 
 async def _gather(what: str, total: int, results: AsyncGenerator[T, None]) -> list[T]:

@@ -22,6 +22,15 @@ def _path(text: str) -> Path:
     return Path(stated(text))
 
 
+def name(text: str) -> str:
+    """The parser of an argument that names something of a node's. Raises BadParameter."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise typer.BadParameter("it is not UTF-8") from None
+    return text
+
+
 def _namespace(text: str) -> str:
     if not _NAMESPACE.fullmatch(text):
         raise typer.BadParameter("a namespace is 1 to 255 of A-Z a-z 0-9 _ . -")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich import box
 from rich.table import Table
 
 from omninode.bridge.stamping.v1 import stamping_pb2
+from services.cli import console
 from services.cli.failure import shown
 from services.cli.stamping import Placement, Stamped
 from services.cli.validation import Validated, Verdict
@@ -52,6 +53,23 @@ def stamps(listed: Sequence[stamping_pb2.Stamp]) -> Table:
     table.columns[0].no_wrap = True
     table.columns[1].overflow = "fold"
     return table
+
+
+def fields(record: Mapping[str, object]) -> Table:
+    """One record, a field a row; those of a record in it are named with a dot."""
+    table = table_of("field", "value")
+    for name, value in _flat(record):
+        table.add_row(shown(name), console.readable(value))
+    table.columns[1].overflow = "fold"
+    return table
+
+
+def _flat(record: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    for name, value in record.items():
+        if isinstance(value, Mapping) and value:
+            yield from ((f"{name}.{inner}", item) for inner, item in _flat(value))
+        else:
+            yield name, value
 
 
 def findings(validated: Validated) -> Iterator[str]:

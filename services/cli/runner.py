@@ -18,7 +18,7 @@ from services.chassis.migration import MigrationError
 from services.chassis.supervisor import NodeProcess, StopAsked, Supervisor
 from services.cli.failure import INTERRUPTED, CommandError
 from services.cli.interruption import unwind_on_signals
-from services.cli.mesh import HOST, NodeAddress
+from services.cli.mesh import HOST, NodeAddress, environment_of
 
 T = TypeVar("T")
 
@@ -31,7 +31,10 @@ async def mesh(
 
     Raises CommandError in the name of `verb` where the mesh cannot run, and ends the command where a stop was asked for before.
     """
-    nodes = [NodeProcess(node.node, node.argv, node.port, node.metrics_port, HOST, node.env) for node in addresses]
+    nodes = [
+        NodeProcess(node.node, node.argv, node.port, node.metrics_port, HOST, environment_of(node, addresses))
+        for node in addresses
+    ]
     try:
         if database_url:
             await _migrate(database_url)

@@ -17,24 +17,12 @@ from blake3 import blake3
 
 from omninode.bridge.errors.v1 import errors_pb2
 from omninode.bridge.stamping.v1 import stamping_pb2, stamping_pb2_grpc
-from services.chassis.errors import BridgeError
-from services.cli import document, target
+from services.chassis.errors import BridgeError, from_message
+from services.cli import batch, document, target
+from services.cli.batch import DEFAULT_NAMESPACE, Document
 from services.cli.failure import Failed
 from services.cli.tree import File
-from services.cli.window import in_order, pack
-
-DEFAULT_NAMESPACE = "omninode.services.metadata"
-UNARY_BYTES = 10 * 1024 * 1024 + 64 * 1024
-"""The largest file that goes by a unary call: 10 MiB of content and 64 KiB of stamps in it.
-
-Only the node can tell the two apart; what it calls too large goes by stream, as everything larger does.
-"""
-BATCH_COUNT = 500
-"""The contract's bound."""
-BATCH_BYTES = 8 * 1024 * 1024
-"""Of content in a request: below the contract's 12 MiB even when a file has grown since it was found."""
-REQUESTS_IN_FLIGHT = 4
-"""Enough to keep the node busy while the next batches are read; bounds memory to about twice this many batches."""
+from services.cli.window import in_order
 
 
 class Placement(StrEnum):
@@ -62,12 +50,6 @@ class Stamped:
 Outcome: TypeAlias = Stamped | Failed
 
 
-@dataclass(frozen=True, slots=True)
-class _Document:
-    file: File
-    content: bytes
-
-
 class Stamper:
     """Stamps files in one namespace; with `embed` the stamp is written into every file that has a place for one."""
 
@@ -80,29 +62,15 @@ class Stamper:
 
     async def stamp(self, files: Sequence[File]) -> AsyncGenerator[Outcome, None]:
         """An outcome for each file, in order. Raises Unavailable, which ends all; any other refusal is its own file's failure."""
-        batches = pack(files, lambda file: file.size, BATCH_COUNT, BATCH_BYTES)
-        async with aclosing(in_order(batches, self._stamp_batch, REQUESTS_IN_FLIGHT)) as stamped:
+        async with aclosing(in_order(batch.batches(files), self._stamp_batch, batch.REQUESTS_IN_FLIGHT)) as stamped:
             async for outcomes in stamped:
                 for outcome in outcomes:
                     yield outcome
 
     async def _stamp_batch(self, files: Sequence[File]) -> list[Outcome]:
-        read = await asyncio.to_thread(lambda: [_read(file) for file in files])
-        documents = [item for item in read if isinstance(item, _Document)]
-        answered: dict[File, Outcome] = {}
-        # Packed again by what was read: a file may have grown since it was found.
-        for part in pack(documents, lambda item: len(item.content), BATCH_COUNT, BATCH_BYTES):
-            answered |= zip((item.file for item in part), await self._send(part), strict=True)
-        return [
-            item
-            if isinstance(item, Failed)
-            else answered[item.file]
-            if isinstance(item, _Document)
-            else await self._stream(item)
-            for item in read
-        ]
+        return await batch.answers(files, self._send, self._stream)
 
-    async def _send(self, documents: Sequence[_Document]) -> list[Outcome]:
+    async def _send(self, documents: Sequence[Document]) -> list[Outcome]:
         request = stamping_pb2.BatchCreateStampsRequest(items=[self._request(item) for item in documents])
         timeout = target.deadline(sum(len(item.content) for item in documents))
         response = await self._stub.BatchCreateStamps(request, timeout=timeout)
@@ -110,14 +78,14 @@ class Stamper:
         settled = (self._settle(item, result) for item, result in zip(documents, response.results, strict=True))
         return await asyncio.gather(*settled)
 
-    async def _settle(self, item: _Document, result: stamping_pb2.BatchCreateStampsResult) -> Outcome:
+    async def _settle(self, item: Document, result: stamping_pb2.BatchCreateStampsResult) -> Outcome:
         if result.HasField("stamped"):
             return await asyncio.to_thread(self._place, item, result.stamped)
         if result.error.reason == errors_pb2.ERROR_REASON_CONTENT_TOO_LARGE:
             return await self._stream(item.file)
-        return target.failed(str(item.file.path), target.refusal(result.error))
+        return target.failed(str(item.file.path), from_message(result.error))
 
-    def _place(self, item: _Document, response: stamping_pb2.CreateStampResponse) -> Outcome:
+    def _place(self, item: Document, response: stamping_pb2.CreateStampResponse) -> Outcome:
         """Write the stamped content into the file, where there is one and it differs."""
         placement = Placement.DETACHED
         if self._embed and response.HasField("stamped_content"):
@@ -143,7 +111,7 @@ class Stamper:
     async def _create_by_stream(self, file: File, digest: str) -> stamping_pb2.CreateStampStreamResponse:
         async def frames() -> AsyncIterator[stamping_pb2.CreateStampStreamRequest]:
             header = stamping_pb2.CreateStampHeader(
-                request_id=request_id(digest, file.name, self._namespace, embed=False),
+                request_id=batch.request_id(digest, file.name, self._namespace, embed=False),
                 namespace=self._namespace,
                 file_path=file.name,
             )
@@ -156,28 +124,12 @@ class Stamper:
             lambda requests: self._stub.CreateStampStream(requests, timeout=timeout), frames()
         )
 
-    def _request(self, item: _Document) -> stamping_pb2.CreateStampRequest:
+    def _request(self, item: Document) -> stamping_pb2.CreateStampRequest:
         digest = blake3(item.content).hexdigest()
         return stamping_pb2.CreateStampRequest(
-            request_id=request_id(digest, item.file.name, self._namespace, embed=self._embed),
+            request_id=batch.request_id(digest, item.file.name, self._namespace, embed=self._embed),
             content=item.content,
             namespace=self._namespace,
             file_path=item.file.name,
             embed=self._embed,
         )
-
-
-def request_id(digest: str, file_path: str, namespace: str, *, embed: bool) -> str:
-    """The same id for the same content, path, namespace and wish to embed, so that a command run again repeats its requests."""
-    # No two tuples read the same: neither a namespace nor a digest holds a newline.
-    told = f"{digest}\n{namespace}\n{embed:d}\n{file_path}"
-    return f"cli/{blake3(told.encode()).hexdigest()}"
-
-
-def _read(file: File) -> _Document | File | Failed:
-    """The file with its bytes; the file alone if it is to go by stream."""
-    try:
-        content = document.read(file.path, UNARY_BYTES)
-    except OSError as error:
-        return Failed.of(str(file.path), error)
-    return file if content is None else _Document(file, content)

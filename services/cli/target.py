@@ -1,51 +1,76 @@
-"""The way to the stamping node: its target, its stub, and its refusals as the command's one line."""
+"""The ways to the nodes: their targets, their stubs, and their refusals as the command's one line."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Annotated, TypeVar
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, TypeVar
 
 import grpc
 import typer
 
 from omninode.bridge.errors.v1 import errors_pb2
-from omninode.bridge.stamping.v1 import stamping_pb2_grpc
+from omninode.bridge.orchestrator.v1.orchestrator_pb2_grpc import OrchestratorServiceStub
+from omninode.bridge.stamping.v1.stamping_pb2_grpc import StampingServiceStub
+from omninode.bridge.store.v1.store_pb2_grpc import StoreServiceStub
 from services.chassis.client import InvalidTarget, connect
-from services.chassis.errors import KINDS, BridgeError, Unavailable
+from services.chassis.errors import BridgeError, Unavailable
 from services.cli.failure import USAGE, CommandError, Failed
+from services.cli.mesh import HOST, NODES
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
-
-Target = Annotated[
-    str,
-    typer.Option(
-        "--target",
-        envvar="OMNIBRIDGE_STAMPING_TARGET",
-        metavar="HOST:PORT",
-        help="Where the stamping node answers; several addresses are separated by commas.",
-    ),
-]
-DEFAULT_TARGET = "127.0.0.1:50051"
-NODE = "stamping"
+Stub = TypeVar("Stub")
 
 
-@asynccontextmanager
-async def stamping(target: str) -> AsyncIterator[stamping_pb2_grpc.StampingServiceStub]:
-    """The stub of the stamping node at `target`. Whatever a call raises in this context is raised as CommandError."""
-    try:
-        async with connect(target) as channel:
-            yield stamping_pb2_grpc.StampingServiceStub(channel)
-    except InvalidTarget as error:
-        raise CommandError(f"--target {target}: {error.message}", USAGE) from error
-    except Unavailable as error:
-        if error.reason != errors_pb2.ERROR_REASON_UNSPECIFIED:
-            raise CommandError(f"{NODE}: {error.reason_name}: {error.message}") from error
-        raise CommandError(f"{NODE}: no node answers at {target}; start one by: omnibridge up") from error
-    except (BridgeError, grpc.aio.AioRpcError) as error:
-        raise CommandError(f"{NODE}: {reason_of(error)}: {message_of(error)}") from error
+@dataclass(frozen=True, slots=True)
+class Peer(Generic[Stub]):
+    """A node that the command calls."""
+
+    node: str
+    option: str
+    """The option that says where it answers; OMNIBRIDGE_<NODE>_TARGET says it too."""
+    stub: Callable[[grpc.aio.Channel], Stub]
+
+    @property
+    def default(self) -> str:
+        """Where `up` has it."""
+        return f"{HOST}:{NODES[self.node]}"
+
+    def target(self) -> Any:
+        """The option as a verb declares it."""
+        return typer.Option(
+            self.option,
+            envvar=f"OMNIBRIDGE_{self.node.upper()}_TARGET",
+            metavar="HOST:PORT",
+            help=f"Where the {self.node} node answers; several addresses are separated by commas.",
+        )
+
+    @asynccontextmanager
+    async def at(self, target: str) -> AsyncIterator[Stub]:
+        """The node's stub. Whatever a call raises in this context is raised as CommandError in this node's name, so no context of
+        another node may enclose or be enclosed.
+        """
+        try:
+            async with connect(target) as channel:
+                yield self.stub(channel)
+        except InvalidTarget as error:
+            raise CommandError(f"{self.option} {target}: {error.message}", USAGE) from error
+        except (BridgeError, grpc.aio.AioRpcError) as error:
+            if is_nobody_there(error):
+                raise CommandError(f"{self.node}: no node answers at {target}; start one by: omnibridge up") from error
+            raise CommandError(f"{self.node}: {reason_of(error)}: {message_of(error)}") from error
+
+
+STAMPING = Peer("stamping", "--target", StampingServiceStub)
+ORCHESTRATOR = Peer("orchestrator", "--orchestrator", OrchestratorServiceStub)
+STORE = Peer("store", "--store", StoreServiceStub)
+
+StampingTarget = Annotated[str, STAMPING.target()]
+OrchestratorTarget = Annotated[str, ORCHESTRATOR.target()]
+StoreTarget = Annotated[str, STORE.target()]
 
 
 def deadline(size: int) -> float:
@@ -82,10 +107,15 @@ def failed(path: str, error: BridgeError | grpc.aio.AioRpcError) -> Failed:
     return Failed(path, reason_of(error), message_of(error))
 
 
-def refusal(error: errors_pb2.Error) -> BridgeError:
-    """What a batch's item was refused with, as the call for that item alone would have raised it."""
-    kind = KINDS.get(error.code, BridgeError)
-    return kind(error.message or None, metadata=error.metadata, reason=error.reason)
+def is_nobody_there(error: BaseException) -> bool:
+    """Whether the call reached no node. A node may be unavailable too, for want of another; then it answered, with trailers."""
+    cause = error.__cause__
+    return isinstance(error, Unavailable) and isinstance(cause, grpc.aio.AioRpcError) and not cause.trailing_metadata()
+
+
+def is_transient(error: BridgeError) -> bool:
+    """Whether the same call may succeed later: the node says so, or cannot be reached now."""
+    return isinstance(error, Unavailable) or error.retry_delay is not None
 
 
 def reason_of(error: BridgeError | grpc.aio.AioRpcError) -> str:

@@ -1,4 +1,4 @@
-"""The command run in this process, against a fake stamping node."""
+"""The command run in this process, against fake nodes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import pytest
 
 from services.cli.main import main
 from tests.cli.fake import FakeStamping, serving
+from tests.cli.fake_orchestrator import FakeOrchestrator
+from tests.cli.fake_store import FakeStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +48,40 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture
 def node(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeStamping]:
-    """A fake node, at the target that the environment names."""
+    """A fake stamping node, at the target that the environment names."""
     servicer = FakeStamping()
     with serving(servicer) as target:
         monkeypatch.setenv("OMNIBRIDGE_STAMPING_TARGET", target)
         yield servicer
+
+
+@pytest.fixture
+def orchestrator(node: FakeStamping, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeOrchestrator]:
+    """A fake orchestrator that stamps into the ledger of `node`, at the target that the environment names."""
+    servicer = FakeOrchestrator(node)
+    with serving(servicer) as target:
+        monkeypatch.setenv("OMNIBRIDGE_ORCHESTRATOR_TARGET", target)
+        yield servicer
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeStore]:
+    """A fake store, at the target that the environment names."""
+    servicer = FakeStore()
+    with serving(servicer) as target:
+        monkeypatch.setenv("OMNIBRIDGE_STORE_TARGET", target)
+        yield servicer
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A folder with text, JSON and a file in a folder."""
+    root = tmp_path / "tree"
+    (root / "deep").mkdir(parents=True)
+    (root / "a.txt").write_bytes(b"first\n")
+    (root / "b.json").write_bytes(b"{}")
+    (root / "deep" / "c.txt").write_bytes(b"third\n")
+    return root
 
 
 @pytest.fixture(autouse=True)

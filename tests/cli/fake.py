@@ -1,5 +1,7 @@
 """A stamping node for the command's tests: it answers by the contract, keeps its ledger in memory, and refuses when it is told to.
 
+The other nodes' fakes are in modules of their own; how a fake is served is here for all.
+
 Its stamp is its own: a first line `# stamp <digest>`, in whatever is no JSON and holds no NUL.
 """
 
@@ -9,24 +11,33 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 from blake3 import blake3
+from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from omninode.bridge.errors.v1 import errors_pb2
 from omninode.bridge.stamping.v1 import stamping_pb2 as pb
 from services.chassis.errors import BridgeError, InvalidArgument, NotFound, to_message
+from services.chassis.identity import op_id
 from services.chassis.status import CODES, to_trailers
 
 LIMIT = 10 * 1024 * 1024
 MARK = b"# stamp "
-SERVICE = pb.DESCRIPTOR.services_by_name["StampingService"]
+
+
+class Fake(Protocol):
+    """A servicer for threads."""
+
+    service: ServiceDescriptor
 
 
 class FakeStamping:
     """The methods that the command calls, for threads. It records what it is asked."""
+
+    service = pb.DESCRIPTOR.services_by_name["StampingService"]
 
     def __init__(self) -> None:
         self.refusals: dict[str, BridgeError] = {}
@@ -61,7 +72,7 @@ class FakeStamping:
         content = b"".join(chunks)
         with self._lock:
             self.streams.append((header, [len(chunk) for chunk in chunks]))
-        stamp, created = self._record(header.namespace, header.file_path, content)
+        stamp, created = self.record(header.request_id, header.namespace, header.file_path, content)
         return pb.CreateStampStreamResponse(stamp=stamp, created=created)
 
     def HashStream(
@@ -117,7 +128,7 @@ class FakeStamping:
 
     def add(self, content: bytes, file_path: str, namespace: str = "omninode.services.metadata") -> pb.Stamp:
         """Put a stamp into the ledger."""
-        return self._record(namespace, file_path, content)[0]
+        return self.record("another", namespace, file_path, content)[0]
 
     def _item(self, item: pb.CreateStampRequest) -> pb.BatchCreateStampsResult:
         refusal = self.item_refusals.get(item.file_path)
@@ -126,13 +137,14 @@ class FakeStamping:
             refusal = too_large()
         if refusal:
             return pb.BatchCreateStampsResult(error=to_message(refusal))
-        stamp, created = self._record(item.namespace, item.file_path, content)
+        stamp, created = self.record(item.request_id, item.namespace, item.file_path, content)
         response = pb.CreateStampResponse(stamp=stamp, created=created)
         if item.embed and not item.file_path.endswith(".json") and b"\0" not in content:
             response.stamped_content = MARK + stamp.digest.encode() + b"\n" + content
         return pb.BatchCreateStampsResult(stamped=response)
 
-    def _record(self, namespace: str, file_path: str, content: bytes) -> tuple[pb.Stamp, bool]:
+    def record(self, request_id: str, namespace: str, file_path: str, content: bytes) -> tuple[pb.Stamp, bool]:
+        """The stamp of a content without its stamp, and whether this made it."""
         digest = blake3(content).hexdigest()
         content_type = "application/json" if file_path.endswith(".json") else "text/plain"
         with self._lock:
@@ -142,6 +154,7 @@ class FakeStamping:
                 stamp_id=f"id-{len(self.ledger)}",
                 digest=digest,
                 namespace=namespace,
+                op_id=str(op_id(request_id)),
                 version=1,
                 content_type=content_type,
                 size_bytes=len(content),
@@ -175,10 +188,10 @@ def abort(context: grpc.ServicerContext, error: BridgeError) -> None:
     context.abort(CODES[error.code], error.message)
 
 
-def _handlers(servicer: FakeStamping) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+def _handlers(servicer: Fake) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
     """The generated registration is for servers of grpc.aio; this one is for threads."""
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
-    for method in SERVICE.methods:
+    for method in servicer.service.methods:
         shape = grpc.stream_unary_rpc_method_handler if method.client_streaming else grpc.unary_unary_rpc_method_handler
         if behavior := getattr(servicer, method.name, None):
             request = GetMessageClass(method.input_type)
@@ -187,7 +200,7 @@ def _handlers(servicer: FakeStamping) -> dict[str, grpc.RpcMethodHandler[Any, An
 
 
 @contextmanager
-def serving(servicer: FakeStamping, port: int = 0) -> Iterator[str]:
+def serving(servicer: Fake, port: int = 0) -> Iterator[str]:
     """The fake on `port`, or on a free one, on threads: the command has the main thread and its event loop to itself."""
     size = 16 * 1024 * 1024
     options = [
@@ -196,7 +209,9 @@ def serving(servicer: FakeStamping, port: int = 0) -> Iterator[str]:
         ("grpc.so_reuseport", 0),
     ]
     server = grpc.server(ThreadPoolExecutor(16), options=options)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, _handlers(servicer)),))
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(servicer.service.full_name, _handlers(servicer)),)
+    )
     port = server.add_insecure_port(f"127.0.0.1:{port}")
     server.start()
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from datetime import datetime
 from enum import StrEnum
@@ -15,16 +14,15 @@ import typer
 
 from omninode.bridge.stamping.v1 import stamping_pb2, stamping_pb2_grpc
 from services.cli import console, interruption, report
+from services.cli.batch import DEFAULT_NAMESPACE
 from services.cli.failure import CommandError, Failed
+from services.cli.ledger import walk
 from services.cli.option import AsJson, Namespace
-from services.cli.stamping import DEFAULT_NAMESPACE
-from services.cli.target import DEFAULT_TARGET, Target, stamping
+from services.cli.target import STAMPING, StampingTarget
 from services.cli.tree import File
 from services.cli.validation import Validator
 
 app = typer.Typer(add_completion=False, help="Read the ledger of stamps.")
-PAGE_SIZE = 1000
-"""The contract's largest."""
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 
 
@@ -67,7 +65,7 @@ def list_(
     ] = None,
     state: Annotated[State, typer.Option(help="Only stamps in this state.")] = State.ANY,
     as_json: AsJson = False,
-    target: Target = DEFAULT_TARGET,
+    target: StampingTarget = STAMPING.default,
 ) -> None:
     """List stamps, the newest first."""
     query = stamping_pb2.ListStampsRequest(
@@ -85,7 +83,7 @@ def show(
     subject: Annotated[str, typer.Argument(metavar="DIGEST|FILE", show_default=False)],
     namespace: Namespace = DEFAULT_NAMESPACE,
     as_json: AsJson = False,
-    target: Target = DEFAULT_TARGET,
+    target: StampingTarget = STAMPING.default,
 ) -> None:
     """Show the stamp of a digest, or of a file's content."""
     interruption.run(_show(subject, namespace, as_json, target))
@@ -93,7 +91,7 @@ def show(
 
 async def _list(query: stamping_pb2.ListStampsRequest, limit: int, as_json: bool, target: str) -> None:
     listed = []
-    async with stamping(target) as stub, aclosing(_walk(stub, query, limit)) as found:
+    async with STAMPING.at(target) as stub, aclosing(walk(stub, query, limit)) as found:
         async for stamp in found:
             if as_json:
                 console.emit(console.as_json(stamp))
@@ -108,33 +106,15 @@ async def _list(query: stamping_pb2.ListStampsRequest, limit: int, as_json: bool
     )
 
 
-async def _walk(
-    stub: stamping_pb2_grpc.StampingServiceStub, query: stamping_pb2.ListStampsRequest, limit: int
-) -> AsyncGenerator[stamping_pb2.Stamp, None]:
-    """At most `limit` stamps, page by page."""
-    while limit > 0:
-        query.page_size = min(limit, PAGE_SIZE)
-        page = await stub.ListStamps(query)
-        for stamp in page.stamps[:limit]:
-            yield stamp
-        limit -= len(page.stamps)
-        if not page.next_page_token:
-            return
-        query.page_token = page.next_page_token
-
-
 async def _show(subject: str, namespace: str, as_json: bool, target: str) -> None:
-    async with stamping(target) as stub:
+    async with STAMPING.at(target) as stub:
         digest = subject.lower() if _DIGEST.fullmatch(subject) else await _digest_of(subject, stub, namespace)
         answer = await stub.GetStamp(stamping_pb2.GetStampRequest(digest=digest, namespace=namespace))
     fields = console.as_json(answer.stamp)
     if as_json:
         console.emit(fields)
         return
-    table = report.table_of("field", "value")
-    for name, value in fields.items():
-        table.add_row(name, console.readable(value))
-    console.stdout().print(table)
+    console.stdout().print(report.fields(fields))
 
 
 async def _digest_of(subject: str, stub: stamping_pb2_grpc.StampingServiceStub, namespace: str) -> str:

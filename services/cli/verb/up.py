@@ -48,10 +48,10 @@ def _print(addresses: Sequence[NodeAddress], data: Path, database_url: str | Non
     console.say(
         f"data and logs in {data.resolve()}; PostgreSQL is {'that of DATABASE_URL' if database_url else 'embedded'}"
     )
-    stamping = next(node for node in addresses if node.node == "stamping")
+    targets = {node.node: node.target for node in addresses}
     for example in EXAMPLES:
         console.say("")
         console.say(f"# {example.purpose}")
-        console.say(grpcurl(example, stamping.target))
+        console.say(grpcurl(example, targets[example.node]))
     console.say("")
     console.say("Ctrl-C stops the mesh.")

@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 
 from services.cli import console, interruption, report
+from services.cli.batch import DEFAULT_NAMESPACE
 from services.cli.failure import FAILURE, Failed, complain
 from services.cli.option import AsJson, Namespace, Paths
-from services.cli.stamping import DEFAULT_NAMESPACE
-from services.cli.target import DEFAULT_TARGET, Target, stamping
+from services.cli.target import STAMPING, StampingTarget
 from services.cli.tree import find
 from services.cli.validation import Validated, Validator, Verdict
 
@@ -26,7 +26,7 @@ def validate(
     strict: Annotated[bool, typer.Option("--strict", help="Fail on a file without a stamp too.")] = False,
     namespace: Namespace = DEFAULT_NAMESPACE,
     as_json: AsJson = False,
-    target: Target = DEFAULT_TARGET,
+    target: StampingTarget = STAMPING.default,
 ) -> None:
     """Validate the stamps of files, and of folders as git sees them.
 
@@ -48,7 +48,7 @@ async def _validate(paths: Sequence[Path], strict: bool, namespace: str, as_json
     validated: list[Validated] = []
     with console.progress("validating", len(files)) as advance:
         async with (
-            stamping(target) as stub,
+            STAMPING.at(target) as stub,
             aclosing(Validator(stub, namespace=namespace).validate(files)) as validations,
         ):
             async for validation in validations:

@@ -9,12 +9,24 @@ from collections.abc import Awaitable, Callable, Mapping
 import uvloop
 from rich.console import Console
 
-from benchmarks import stamping
+from benchmarks import reducer, stamping, store, workflow
 from benchmarks.figure import Figure, show, write
 
 BENCHMARKS: Mapping[str, Callable[[], Awaitable[Figure]]] = {
     run.__name__: run
-    for run in (stamping.hash_unary, stamping.create_stamp_unary, stamping.batch_create_stamps, stamping.hash_stream)
+    for run in (
+        stamping.hash_unary,
+        stamping.create_stamp_unary,
+        stamping.batch_create_stamps,
+        stamping.hash_stream,
+        store.commit_order,
+        store.try_commit_unary,
+        store.batch_try_commit,
+        reducer.reduce_distinct,
+        reducer.reduce_hot_key,
+        workflow.run_workflow,
+        workflow.workflow_throughput,
+    )
 }
 
 

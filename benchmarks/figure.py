@@ -27,8 +27,8 @@ class Figure:
     peer: str
     peer_value: float
     ratio: float
-    bar: float
-    """The ratio (or, where `bar_on_value`, the value) that the issue asks for."""
+    bar: float | None = None
+    """The ratio (or, where `bar_on_value`, the value) that is asked for; None where the figure is only stated."""
     bar_on_value: bool = False
     beside: Mapping[str, float] = field(default_factory=dict)
     """Further figures of the same rounds."""
@@ -36,7 +36,7 @@ class Figure:
     @property
     def reached(self) -> bool:
         """Whether the bar was reached."""
-        return (self.value if self.bar_on_value else self.ratio) >= self.bar
+        return self.bar is None or (self.value if self.bar_on_value else self.ratio) >= self.bar
 
 
 def machine() -> str:
@@ -71,7 +71,6 @@ def show(figures: Sequence[Figure], console: Console) -> None:
     for heading in ("benchmark", "value", "unit", "peer", "peer's value", "ratio", "bar", "beside"):
         table.add_column(heading, overflow="fold")
     for figure in figures:
-        bar = f"{'value' if figure.bar_on_value else 'ratio'} >= {figure.bar:g}"
         beside = "\n".join(f"{name}: {value:,.4g}" for name, value in figure.beside.items())
         table.add_row(
             figure.name,
@@ -80,10 +79,17 @@ def show(figures: Sequence[Figure], console: Console) -> None:
             figure.peer,
             f"{figure.peer_value:,.4g}",
             f"{figure.ratio:.2f}",
-            f"{bar} {'reached' if figure.reached else 'MISSED'}",
+            _judgement(figure),
             beside,
         )
     console.print(table)
+
+
+def _judgement(figure: Figure) -> str:
+    if figure.bar is None:
+        return ""
+    measure = "value" if figure.bar_on_value else "ratio"
+    return f"{measure} >= {figure.bar:g} {'reached' if figure.reached else 'MISSED'}"
 
 
 def median(values: Sequence[float]) -> float:

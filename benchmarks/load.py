@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 import grpc
 
+from benchmarks.figure import Figure, median
 from benchmarks.server import Measured
-from omninode.bridge.stamping.v1 import stamping_pb2_grpc
 
 Request = TypeVar("Request")
+Stub = TypeVar("Stub")
 
+ROUNDS = 5
+"""Rounds that count, after one to warm up; of each benchmark the median is taken."""
+CALLERS = 64
+"""Calls in flight against a server."""
+GRPC = f"grpcio {grpc.__version__}"
 _LIMIT = 16 * 1024 * 1024
 
 
@@ -28,12 +34,12 @@ class Round:
 
 
 @asynccontextmanager
-async def stub_of(server: Measured) -> AsyncIterator[stamping_pb2_grpc.StampingServiceStub]:
+async def stub_of(make: Callable[[grpc.aio.Channel], Stub], target: str) -> AsyncIterator[Stub]:
     """A plain gRPC stub, the same for both sides: none of our client's interceptors."""
     options = [("grpc.max_receive_message_length", _LIMIT), ("grpc.max_send_message_length", _LIMIT)]
-    async with grpc.aio.insecure_channel(server.target, options=options) as channel:
+    async with grpc.aio.insecure_channel(target, options=options) as channel:
         await asyncio.wait_for(channel.channel_ready(), 30)
-        yield stamping_pb2_grpc.StampingServiceStub(channel)
+        yield make(channel)
 
 
 async def drive(
@@ -53,3 +59,22 @@ async def drive(
     await asyncio.gather(*(caller() for _ in range(callers)))
     seconds = time.perf_counter() - began
     return Round(made / seconds, (server.cpu_seconds() - cpu) / made * 1e6)
+
+
+def against_bare(name: str, rounds: Sequence[tuple[Round, Round]], bar: float) -> Figure:
+    """The figure of rounds of (bare handler, ours): the CPU time of a call, the bare handler's over ours."""
+    ours = median([our.cpu_us_per_call for _, our in rounds])
+    peer = median([bare.cpu_us_per_call for bare, _ in rounds])
+    return Figure(
+        name,
+        ours,
+        "us server CPU/call",
+        f"bare handler, {GRPC}",
+        peer,
+        peer / ours,
+        bar,
+        beside={
+            "calls/s": median([our.calls_per_second for _, our in rounds]),
+            "bare calls/s": median([bare.calls_per_second for bare, _ in rounds]),
+        },
+    )

@@ -4,62 +4,48 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
-import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 
 import asyncpg
-import grpc
 from blake3 import blake3
 
+from benchmarks.content import KIB, MIB, contents
 from benchmarks.figure import Figure, median
-from benchmarks.load import Round, drive, stub_of
-from benchmarks.server import Measured, bare, stamping_node
+from benchmarks.load import CALLERS, GRPC, ROUNDS, against_bare, drive, stub_of
+from benchmarks.server import Measured, bare, mesh
 from omninode.bridge.stamping.v1 import stamping_pb2
-from services.chassis.embedded import EmbeddedPostgres
-from services.chassis.migration import upgrade
-
-ROUNDS = 5
-CALLERS = 64
-KIB = 1024
-MIB = 1024 * KIB
+from omninode.bridge.stamping.v1.stamping_pb2_grpc import StampingServiceStub
 
 
 @asynccontextmanager
-async def node() -> AsyncIterator[tuple[Measured, str]]:
-    """The stamping node on an embedded PostgreSQL of its own, fsync on; yields it and the database's URL."""
-    with tempfile.TemporaryDirectory(prefix="omnibridge-bench-") as folder, EmbeddedPostgres(Path(folder)) as postgres:
-        await asyncio.to_thread(upgrade, postgres.url)
-        with stamping_node(postgres.url) as server:
-            yield server, postgres.url
-
-
-def contents(count: int, size: int = KIB) -> list[bytes]:
-    """Distinct texts of `size` bytes."""
-    seed = random.Random()  # noqa: S311 (distinct, not secret)
-    line = b"def answer():\n    return 42\n"
-    body = (line * (size // len(line) + 1))[: size - 32]
-    return [seed.randbytes(16).hex().encode() + body for _ in range(count)]
+async def beside_bare() -> AsyncIterator[tuple[Measured, StampingServiceStub, Measured, StampingServiceStub]]:
+    """The bare handler and the stamping node, each with a stub."""
+    with bare() as peer:
+        async with mesh("stamping") as nodes:
+            ours = nodes.measured("stamping")
+            async with (
+                stub_of(StampingServiceStub, peer.target) as peer_stub,
+                stub_of(StampingServiceStub, ours.target) as our_stub,
+            ):
+                yield peer, peer_stub, ours, our_stub
 
 
 async def hash_unary() -> Figure:
     """Hash of 1 KiB against the bare handler."""
-    with bare() as peer:
-        async with node() as (ours, _), stub_of(peer) as peer_stub, stub_of(ours) as our_stub:
-            requests = [stamping_pb2.HashRequest(content=content) for content in contents(5000)]
-            rounds = [
-                (
-                    await drive(peer, peer_stub.Hash, requests, CALLERS),
-                    await drive(ours, our_stub.Hash, requests, CALLERS),
-                )
-                for _ in range(ROUNDS + 1)
-            ]
-    return _against_bare("hash_unary", rounds[1:], bar=0.75)
+    async with beside_bare() as (peer, peer_stub, ours, our_stub):
+        requests = [stamping_pb2.HashRequest(content=content) for content in contents(5000)]
+        rounds = [
+            (
+                await drive(peer, peer_stub.Hash, requests, CALLERS),
+                await drive(ours, our_stub.Hash, requests, CALLERS),
+            )
+            for _ in range(ROUNDS + 1)
+        ]
+    return against_bare("hash_unary", rounds[1:], bar=0.75)
 
 
 async def create_stamp_unary() -> Figure:
@@ -71,16 +57,15 @@ async def create_stamp_unary() -> Figure:
             for content in contents(count)
         ]
 
-    with bare() as peer:
-        async with node() as (ours, _), stub_of(peer) as peer_stub, stub_of(ours) as our_stub:
-            rounds = [
-                (
-                    await drive(peer, peer_stub.CreateStamp, requests(4000), CALLERS),
-                    await drive(ours, our_stub.CreateStamp, requests(4000), CALLERS),
-                )
-                for _ in range(ROUNDS + 1)
-            ]
-    return _against_bare("create_stamp_unary", rounds[1:], bar=0.4)
+    async with beside_bare() as (peer, peer_stub, ours, our_stub):
+        rounds = [
+            (
+                await drive(peer, peer_stub.CreateStamp, requests(4000), CALLERS),
+                await drive(ours, our_stub.CreateStamp, requests(4000), CALLERS),
+            )
+            for _ in range(ROUNDS + 1)
+        ]
+    return against_bare("create_stamp_unary", rounds[1:], bar=0.4)
 
 
 async def batch_create_stamps() -> Figure:
@@ -98,9 +83,10 @@ async def batch_create_stamps() -> Figure:
             for _ in range(batches)
         ]
 
-    async with node() as (ours, url):
-        connection = await asyncpg.connect(url)
-        async with stub_of(ours) as stub:
+    async with mesh("stamping") as nodes:
+        ours = nodes.measured("stamping")
+        connection = await asyncpg.connect(nodes.database_url)
+        async with stub_of(StampingServiceStub, ours.target) as stub:
             rounds = []
             for _ in range(ROUNDS + 1):
                 peer = await _insert_plainly(connection, batches, size)
@@ -162,23 +148,22 @@ async def hash_stream() -> Figure:
             yield stamping_pb2.HashStreamRequest(chunk=chunk)
 
     grown = []
-    with bare() as peer:
-        async with node() as (ours, _), stub_of(peer) as peer_stub, stub_of(ours) as our_stub:
-            rounds = []
-            for _ in range(ROUNDS + 1):
-                discarded = await drive(peer, lambda _: peer_stub.HashStream(chunks()), range(1), 1)
-                before = ours.resident_bytes()
-                async with _peak(ours) as peak:
-                    hashed = await drive(ours, lambda _: our_stub.HashStream(chunks()), range(1), 1)
-                grown.append(max(peak) - before)
-                rounds.append((discarded, hashed))
+    async with beside_bare() as (peer, peer_stub, ours, our_stub):
+        rounds = []
+        for _ in range(ROUNDS + 1):
+            discarded = await drive(peer, lambda _: peer_stub.HashStream(chunks()), range(1), 1)
+            before = ours.resident_bytes()
+            async with _peak(ours) as peak:
+                hashed = await drive(ours, lambda _: our_stub.HashStream(chunks()), range(1), 1)
+            grown.append(max(peak) - before)
+            rounds.append((discarded, hashed))
     ours_rate = median([hashed.calls_per_second for _, hashed in rounds[1:]]) * size / MIB
     peer_rate = median([discarded.calls_per_second for discarded, _ in rounds[1:]]) * size / MIB
     return Figure(
         "hash_stream",
         ours_rate,
         "MiB/s",
-        f"bare stream, {_grpc()}",
+        f"bare stream, {GRPC}",
         peer_rate,
         ours_rate / peer_rate,
         bar=0.8,
@@ -201,26 +186,3 @@ async def _peak(server: Measured) -> AsyncIterator[list[int]]:
         yield samples
     finally:
         sampler.cancel()
-
-
-def _against_bare(name: str, rounds: Sequence[tuple[Round, Round]], bar: float) -> Figure:
-    ours = median([our.cpu_us_per_call for _, our in rounds])
-    peer = median([bare_round.cpu_us_per_call for bare_round, _ in rounds])
-    return Figure(
-        name,
-        ours,
-        "us server CPU/call",
-        f"bare handler, {_grpc()}",
-        peer,
-        peer / ours,
-        bar,
-        beside={
-            "calls/s": median([our.calls_per_second for _, our in rounds]),
-            "bare calls/s": median([bare_round.calls_per_second for bare_round, _ in rounds]),
-        },
-    )
-
-
-def _grpc() -> str:
-
-    return f"grpcio {grpc.__version__}"

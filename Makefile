@@ -28,9 +28,10 @@ check: $(READY) ## what CI runs before the tests: style, types, contracts
 	$(BIN)/buf format --diff --exit-code
 	$(BIN)/python protos/generate.py --check
 
-gen: $(READY) ## generate gen/ from protos/
+gen: $(READY) ## generate gen/ from protos/, and docs/settings.md from the code
 	$(BIN)/buf format --write
 	$(BIN)/python protos/generate.py
+	$(BIN)/python -m tests.contracts.settings_page
 
 bench: $(READY) ## every benchmark, or ONLY=name,name
 	@$(BIN)/python -m benchmarks $(if $(ONLY),--only "$(ONLY)")

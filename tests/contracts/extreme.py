@@ -11,7 +11,8 @@ _DEPTH = 3
 """How deep messages within messages are filled; a Struct's own recursion ends here."""
 _REPEATED = 501
 """One more than any batch takes."""
-_LONG = 300
+_LONG, _SHORTER = 300, 20
+"""Of a text in the message itself, and in one of its many messages: all together stay below what gRPC itself refuses."""
 
 _F = FieldDescriptor
 _HIGH: dict[int, Any] = {
@@ -40,9 +41,10 @@ def fill(message: Message, *, high: bool, depth: int = _DEPTH) -> None:
         if field.message_type:
             _fill_messages(message, field, high=high, depth=depth)
         elif field.is_repeated:
-            getattr(message, field.name).extend([_scalar(field, high=high)] * (_REPEATED if high else 1))
+            count = _REPEATED if high and depth == _DEPTH else 1
+            getattr(message, field.name).extend([_scalar(field, high=high, depth=depth)] * count)
         else:
-            setattr(message, field.name, _scalar(field, high=high))
+            setattr(message, field.name, _scalar(field, high=high, depth=depth))
 
 
 def _fill_messages(message: Message, field: FieldDescriptor, *, high: bool, depth: int) -> None:
@@ -59,9 +61,10 @@ def _fill_messages(message: Message, field: FieldDescriptor, *, high: bool, dept
         fill(part, high=high, depth=depth - 1)
 
 
-def _scalar(field: FieldDescriptor, *, high: bool) -> Any:
+def _scalar(field: FieldDescriptor, *, high: bool, depth: int) -> Any:
+    length = _LONG if depth == _DEPTH else _SHORTER
     if field.type == _F.TYPE_STRING:
-        return "\0\U0010ffff../" * _LONG if high else "\0"
+        return "\0\U0010ffff../" * length if high else "\0"
     if field.type == _F.TYPE_BYTES:
-        return b"\xff\0" * _LONG if high else b""
+        return b"\xff\0" * length if high else b""
     return (_HIGH if high else _LOW)[field.cpp_type]

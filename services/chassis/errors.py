@@ -20,6 +20,13 @@ DOMAIN = "bridge.omninode"
 Reason: TypeAlias = ErrorReason.ValueType
 _PREFIX = "ERROR_REASON_"
 
+# A client drops trailers over 8 KiB, and the reason with them. All that a refusal says stays below that together: the message
+# goes out twice, once with three bytes for one, and the details with four for three.
+_MESSAGE_BYTES = 768
+_VIOLATIONS_BYTES = 1024
+_TEXT_BYTES = 256
+"""Of one value of the metadata, one field's path or one description."""
+
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
@@ -30,7 +37,7 @@ class FieldViolation:
 
 
 class BridgeError(Exception):
-    """The call was refused."""
+    """The call was refused. Long texts end in an ellipsis, and of many violations the first are kept: all fits gRPC's trailers."""
 
     code: ClassVar[int]
     """The canonical code's number, as google.rpc.Code has it."""
@@ -49,9 +56,10 @@ class BridgeError(Exception):
         reason: Reason | None = None,
         retry_delay: float | None = None,
     ) -> None:
-        self.message = message or inspect.cleandoc(type(self).__doc__ or "").split("\n\n")[0].replace("\n", " ")
-        self.metadata: dict[str, str] = dict(metadata or {})
-        self.violations: tuple[FieldViolation, ...] = tuple(violations)
+        said = message or inspect.cleandoc(type(self).__doc__ or "").split("\n\n")[0].replace("\n", " ")
+        self.message = _clipped(said, _MESSAGE_BYTES)
+        self.metadata = {key: _clipped(value, _TEXT_BYTES) for key, value in (metadata or {}).items()}
+        self.violations = _first(violations)
         if reason is not None:
             self.reason = reason
         if retry_delay is not None:
@@ -141,12 +149,14 @@ def from_validation(error: ValidationError, prefix: str = "") -> InvalidArgument
     """An INVALID_ARGUMENT with a violation for each error that pydantic found, below the field path `prefix`."""
     violations = [
         FieldViolation(_path(prefix, item["loc"]), _description(item["msg"]))
-        for item in error.errors(include_url=False)
+        for item in error.errors(include_url=False, include_context=False, include_input=False)
     ]
+    kept = _first(violations)
+    said = "; ".join(f"{violation.field}: {violation.description}" for violation in kept)
     return InvalidArgument(
-        "; ".join(f"{violation.field}: {violation.description}" for violation in violations),
-        metadata={"field": violations[0].field},
-        violations=violations,
+        said if len(kept) == len(violations) else f"{len(violations)} fields are at fault, the first: {said}",
+        metadata={"field": kept[0].field},
+        violations=kept,
     )
 
 
@@ -159,6 +169,24 @@ def _path(prefix: str, loc: tuple[int | str, ...]) -> str:
 
 def _description(message: str) -> str:
     return message.removeprefix("Value error, ")
+
+
+def _clipped(text: str, limit: int) -> str:
+    encoded = text.encode("utf-8", "replace")
+    return encoded.decode() if len(encoded) <= limit else encoded[: limit - 3].decode("utf-8", "ignore") + "…"
+
+
+def _first(violations: Iterable[FieldViolation]) -> tuple[FieldViolation, ...]:
+    """As many as fit; one at least."""
+    kept: list[FieldViolation] = []
+    room = _VIOLATIONS_BYTES
+    for violation in violations:
+        clipped = FieldViolation(_clipped(violation.field, _TEXT_BYTES), _clipped(violation.description, _TEXT_BYTES))
+        room -= len(clipped.field.encode()) + len(clipped.description.encode())
+        if kept and room < 0:
+            break
+        kept.append(clipped)
+    return tuple(kept)
 
 
 def to_message(error: BridgeError, prefix: str = "") -> errors_pb2.Error:

@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry, generate_latest
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from omninode.bridge.errors.v1 import errors_pb2
 from omninode.bridge.stamping.v1.stamping_pb2 import HashRequest, HashResponse
@@ -100,6 +100,42 @@ async def test_a_validation_error_names_each_field_at_fault() -> None:
             await caller.unary()
     assert [violation.field for violation in caught.value.violations] == ["name", "size"]
     assert caught.value.reason_name == "INVALID_FIELD"
+
+
+def refusal_of_much(text: str) -> errors.InvalidArgument:
+    with pytest.raises(ValidationError) as invalid:
+        TypeAdapter(dict[str, int]).validate_python({f"{text} {i}": "many" for i in range(500)})
+    return errors.from_validation(invalid.value)
+
+
+@by_shape
+@pytest.mark.parametrize(
+    "raised",
+    [
+        refusal_of_much("x"),
+        refusal_of_much("\0\U0010ffff" * 500),
+        errors.NotFound("\0\U0010ffff" * 5000, metadata={"a": "\0" * 5000, "b": "\ud800"}),
+        errors.invalid_field("\U0010ffff" * 5000, "\ud800" * 5000),
+    ],
+    ids=["many violations", "many long ones", "a long message", "a long field"],
+)
+async def test_a_refusal_with_more_to_say_than_trailers_hold_keeps_its_kind_and_reason(
+    call: Callable[[Caller], Awaitable[Any]], raised: errors.BridgeError
+) -> None:
+    async with serving(Echo(refusing(raised))) as (_, target), calling(target, ONCE) as caller:
+        with pytest.raises(type(raised)) as caught:
+            await call(caller)
+    assert caught.value.reason == raised.reason
+    assert caught.value.message == raised.message
+    assert caught.value.violations == raised.violations
+
+
+def test_of_many_violations_the_first_are_said_and_the_message_counts_them_all() -> None:
+    refusal = refusal_of_much("x")
+    assert refusal.violations[0].field == "x 0"
+    assert 10 < len(refusal.violations) < 500
+    assert refusal.message.startswith("500 fields are at fault, the first: x 0: ")
+    assert refusal.message.endswith("…")
 
 
 async def test_a_client_without_our_code_reads_the_refusal_as_google_rpc_status() -> None:

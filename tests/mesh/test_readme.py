@@ -26,9 +26,10 @@ def test_every_command_of_the_readme_is_make_or_omnibridge() -> None:
 def test_the_readmes_commands_work_one_after_another(mesh: Mesh, tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "answer.py").write_text("print(42)\n")
-    environment = {**os.environ, "OMNIBRIDGE_STAMPING_TARGET": mesh.addresses["stamping"]}
+    targets = {f"OMNIBRIDGE_{node.upper()}_TARGET": address for node, address in mesh.addresses.items()}
+    environment = {**os.environ, **targets}
     commands = [line.removeprefix(COMMAND).split() for line in lines_of_the_readme() if line.startswith(COMMAND)]
-    assert [words[0] for words in commands] == ["stamp", "validate", "stamps"]
+    assert [words[0] for words in commands] == ["stamp", "validate", "stamps", "workflows"]
     for words in commands:
         command = [sys.executable, "-m", "services.cli.main", *words]
         done = subprocess.run(

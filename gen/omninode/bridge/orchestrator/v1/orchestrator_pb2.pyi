@@ -32,7 +32,7 @@ class _WorkflowStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Workflo
     WORKFLOW_STATE_UNSPECIFIED: _WorkflowState.ValueType  # 0
     """Never sent."""
     WORKFLOW_STATE_PENDING: _WorkflowState.ValueType  # 1
-    """Taken in; nothing was done yet."""
+    """Taken in; its steps have not begun, or only just (PROCESSING is recorded after 0.1 s, or with the end if that is sooner)."""
     WORKFLOW_STATE_PROCESSING: _WorkflowState.ValueType  # 2
     """Its steps run."""
     WORKFLOW_STATE_COMPLETED: _WorkflowState.ValueType  # 3
@@ -46,7 +46,7 @@ class WorkflowState(_WorkflowState, metaclass=_WorkflowStateEnumTypeWrapper):
 WORKFLOW_STATE_UNSPECIFIED: WorkflowState.ValueType  # 0
 """Never sent."""
 WORKFLOW_STATE_PENDING: WorkflowState.ValueType  # 1
-"""Taken in; nothing was done yet."""
+"""Taken in; its steps have not begun, or only just (PROCESSING is recorded after 0.1 s, or with the end if that is sooner)."""
 WORKFLOW_STATE_PROCESSING: WorkflowState.ValueType  # 2
 """Its steps run."""
 WORKFLOW_STATE_COMPLETED: WorkflowState.ValueType  # 3

@@ -200,7 +200,7 @@ class StoreServiceServicer:
     def PutBlob(self, request_iterator, context):
         """Stores bytes under their BLAKE3 digest: a header, then chunks. A blob that is there already is left as it is.
 
-        A stream that is cut off stores nothing. A blob that no key refers to is kept for a day.
+        A stream that is cut off stores nothing. A blob that no key refers to may be deleted after a day.
 
         Errors: INVALID_FIELD, STREAM_OUT_OF_ORDER, BLOB_DIGEST_MISMATCH, CONTENT_TOO_LARGE.
         """

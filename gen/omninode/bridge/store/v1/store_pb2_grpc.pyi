@@ -74,7 +74,7 @@ class StoreServiceStub:
     PutBlob: _aio.StreamUnaryMultiCallable[_store_pb2.PutBlobRequest, _store_pb2.PutBlobResponse]
     """Stores bytes under their BLAKE3 digest: a header, then chunks. A blob that is there already is left as it is.
 
-    A stream that is cut off stores nothing. A blob that no key refers to is kept for a day.
+    A stream that is cut off stores nothing. A blob that no key refers to may be deleted after a day.
 
     Errors: INVALID_FIELD, STREAM_OUT_OF_ORDER, BLOB_DIGEST_MISMATCH, CONTENT_TOO_LARGE.
     """
@@ -215,7 +215,7 @@ class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_store_pb2.PutBlobResponse]:
         """Stores bytes under their BLAKE3 digest: a header, then chunks. A blob that is there already is left as it is.
 
-        A stream that is cut off stores nothing. A blob that no key refers to is kept for a day.
+        A stream that is cut off stores nothing. A blob that no key refers to may be deleted after a day.
 
         Errors: INVALID_FIELD, STREAM_OUT_OF_ORDER, BLOB_DIGEST_MISMATCH, CONTENT_TOO_LARGE.
         """

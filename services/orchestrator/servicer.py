@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.struct_pb2 import Struct
-from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic import ValidationError
 
 from omninode.bridge.errors.v1 import errors_pb2
@@ -26,6 +25,7 @@ from services.chassis.errors import (
     to_message,
 )
 from services.chassis.json_struct import canonical, from_struct
+from services.chassis.timestamp import to_timestamp
 from services.orchestrator.domain import (
     DEFAULT_NAMESPACE,
     Limits,
@@ -44,7 +44,6 @@ from services.orchestrator.runner import Runner
 
 _Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _INLINE_BYTES = 1024 * 1024
 """Content up to this is hashed in the event loop, in less than a millisecond; more goes to a thread."""
 
@@ -173,21 +172,21 @@ def _to_message(workflow: Workflow) -> orchestrator_pb2.Workflow:
         content_digest=workflow.content_digest,
         steps=[
             orchestrator_pb2.WorkflowStep(
-                name=step.name, attempt_count=step.attempt_count, end_time=_timestamp(step.end_time)
+                name=step.name, attempt_count=step.attempt_count, end_time=to_timestamp(step.end_time)
             )
             for step in workflow.steps
         ],
         stamp=_stamp(workflow.stamp) if workflow.stamp else None,
         failure=_failure(workflow.failure) if workflow.failure else None,
-        submit_time=_timestamp(workflow.submit_time),
-        start_time=_timestamp(workflow.start_time) if workflow.start_time else None,
-        end_time=_timestamp(workflow.end_time) if workflow.end_time else None,
+        submit_time=to_timestamp(workflow.submit_time),
+        start_time=to_timestamp(workflow.start_time) if workflow.start_time else None,
+        end_time=to_timestamp(workflow.end_time) if workflow.end_time else None,
     )
 
 
 def _stamp(fields: Mapping[str, Any]) -> stamping_pb2.Stamp:
     """The stamp whose JSON form this is, which peer.stamp_json gave: json_format takes five times as long."""
-    times = {name: _timestamp(datetime.fromisoformat(fields[name])) for name in _STAMP_TIMES if name in fields}
+    times = {name: to_timestamp(datetime.fromisoformat(fields[name])) for name in _STAMP_TIMES if name in fields}
     # JSON has 64-bit integers as text.
     sizes = {"size_bytes": int(fields["size_bytes"])} if "size_bytes" in fields else {}
     return stamping_pb2.Stamp(**{**fields, **times, **sizes})
@@ -203,8 +202,3 @@ def _failure(fields: Mapping[str, Any]) -> errors_pb2.Error:
         message=fields["message"],
         metadata={"step": fields["step"], "attempt_count": str(fields["attempt_count"])},
     )
-
-
-def _timestamp(time: datetime) -> Timestamp:
-    since: timedelta = time - _EPOCH
-    return Timestamp(seconds=since.days * 86400 + since.seconds, nanos=since.microseconds * 1000)

@@ -275,7 +275,7 @@ def _field(path: Path) -> str:
 
 
 def _rfc3339(time: datetime) -> str:
-    return time.astimezone(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
+    return time.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def _set(target: dict[str, Json], path: Path, value: Json) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import copy
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
-from datetime import UTC
 from typing import Any, TypeAlias, TypeVar
 
 import grpc
@@ -14,6 +13,7 @@ from pydantic import ValidationError
 
 from omninode.bridge.reducer.v1 import reducer_pb2, reducer_pb2_grpc
 from omninode.bridge.store.v1 import store_pb2
+from services.chassis import timestamp
 from services.chassis.call_context import correlation_id
 from services.chassis.errors import (
     BridgeError,
@@ -92,9 +92,9 @@ class ReducerServicer(reducer_pb2_grpc.ReducerServiceServicer):
         if not message.HasField("occur_time"):
             raise invalid_field("occur_time", "must be set")
         try:
-            occur_time = message.occur_time.ToDatetime(UTC)
-        except (ValueError, OverflowError) as error:
-            raise invalid_field("occur_time", "must be a time between the years 1 and 9999") from error
+            occur_time = timestamp.to_time(message.occur_time)
+        except ValueError as error:
+            raise invalid_field("occur_time", str(error)) from None
         action = Action.model_validate(
             {
                 "key": message.key,

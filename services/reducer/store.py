@@ -10,6 +10,7 @@ from pydantic_core import from_json
 
 from omninode.bridge.errors.v1 import errors_pb2
 from omninode.bridge.store.v1 import store_pb2, store_pb2_grpc
+from services.chassis import timestamp
 from services.chassis.client import ClientSettings
 from services.chassis.coalesce import Coalescer
 from services.chassis.errors import KINDS, BridgeError, FieldViolation
@@ -140,7 +141,7 @@ def _fill_action(message: store_pb2.CommitAction, action: Action, events: Sequen
     provenance = message.provenance
     provenance.effect_id = action.effect_id
     provenance.actor = action.actor
-    provenance.occur_time.FromDatetime(action.occur_time)
+    timestamp.fill(provenance.occur_time, action.occur_time)
     provenance.correlation_id = action.correlation_id
     for event in events:
         message.events.add(

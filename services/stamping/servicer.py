@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
-from datetime import UTC, datetime
-from functools import lru_cache
+from datetime import datetime
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import grpc
 from blake3 import blake3
 from google.protobuf.struct_pb2 import Struct
-from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic import ValidationError
 
 from omninode.bridge.stamping.v1 import stamping_pb2, stamping_pb2_grpc
-from services.chassis import paging
+from services.chassis import paging, timestamp
 from services.chassis.errors import (
     BridgeError,
     ResourceExhausted,
@@ -297,11 +295,10 @@ def _origin(request: stamping_pb2.CreateStampRequest | stamping_pb2.CreateStampH
 def _time(request: stamping_pb2.ListStampsRequest, field: str) -> datetime | None:
     if not request.HasField(field):  # type: ignore[arg-type]  # the stub wants a literal; both callers pass one
         return None
-    timestamp: Timestamp = getattr(request, field)
     try:
-        return timestamp.ToDatetime(UTC)
-    except (ValueError, OverflowError) as error:
-        raise invalid_field(field, "must be a time between the years 1 and 9999") from error
+        return timestamp.to_time(getattr(request, field))
+    except ValueError as error:
+        raise invalid_field(field, str(error)) from None
 
 
 def _revoked(state: stamping_pb2.StampState.ValueType) -> bool | None:
@@ -370,16 +367,8 @@ def _fill(message: stamping_pb2.Stamp, stamp: Stamp) -> None:
     message.content_type = stamp.content_type
     message.size_bytes = stamp.size_bytes
     message.file_path = stamp.file_path
-    message.create_time.CopyFrom(_to_timestamp(stamp.created_at))
+    timestamp.fill(message.create_time, stamp.created_at)
     if stamp.revoked_at:
-        message.revoke_time.CopyFrom(_to_timestamp(stamp.revoked_at))
+        timestamp.fill(message.revoke_time, stamp.revoked_at)
     if stamp.intelligence_data != "{}":
         message.intelligence_data.CopyFrom(to_struct(stamp.intelligence_data))
-
-
-@lru_cache(maxsize=64)
-def _to_timestamp(time: datetime) -> Timestamp:
-    """The time as a message, shared by the stamps of one statement, which were all made at once."""
-    timestamp = Timestamp()
-    timestamp.FromDatetime(time)
-    return timestamp

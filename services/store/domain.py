@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import IntEnum
 from typing import Annotated, Any, NamedTuple, TypeAlias
 
@@ -23,6 +23,7 @@ from services.chassis.errors import (
     NotFound,
     invalid_field,
 )
+from services.chassis.timestamp import to_time
 
 _KIB = 1024
 _MIB = 1024 * _KIB
@@ -161,13 +162,7 @@ def _headers(headers: dict[str, str]) -> dict[str, str]:
 
 def _time(value: Any) -> datetime | None:
     """A protobuf Timestamp as a time; the zero Timestamp, which is what an unset field reads as, is none."""
-    if value is None or not (value.seconds or value.nanos):
-        return None
-    try:
-        converted: datetime = value.ToDatetime(UTC)
-    except (ValueError, OverflowError):
-        raise ValueError("must be a time between the years 1 and 9999") from None
-    return converted
+    return to_time(value) if value is not None and (value.seconds or value.nanos) else None
 
 
 def _key_id(key: str) -> str:

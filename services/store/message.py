@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.empty_pb2 import Empty
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from omninode.bridge.store.v1 import store_pb2
+from services.chassis import timestamp
 from services.chassis.errors import BridgeError, invalid_field, to_message
 from services.store.domain import (
     ABSENT,
@@ -165,7 +164,7 @@ def fill_committed(message: store_pb2.Committed, committed: Committed) -> None:
     message.version = committed.version
     message.partition = committed.partition
     message.offset = committed.offset
-    _fill_time(message.commit_time, committed.committed_at)
+    timestamp.fill(message.commit_time, committed.committed_at)
 
 
 def _fill_conflict(message: store_pb2.Conflict, conflict: Conflict, allowance: StateAllowance) -> None:
@@ -185,7 +184,7 @@ def fill_state(message: store_pb2.State, state: State, allowance: StateAllowance
     message.schema_version = state.schema_version
     message.final = state.final
     message.partition = state.partition
-    _fill_time(message.update_time, state.updated_at)
+    timestamp.fill(message.update_time, state.updated_at)
     if allowance.takes(state):
         message.state_json = state.state_json
     else:
@@ -195,7 +194,7 @@ def fill_state(message: store_pb2.State, state: State, allowance: StateAllowance
 def to_lease_message(lease: Lease) -> store_pb2.Lease:
     """A lease."""
     message = store_pb2.Lease(name=lease.name, owner=lease.owner, epoch=lease.epoch)
-    _fill_time(message.expire_time, lease.expires_at)
+    timestamp.fill(message.expire_time, lease.expires_at)
     return message
 
 
@@ -214,7 +213,3 @@ def _event(event: StoredEvent) -> store_pb2.Event:
         payload_json=event.payload_json,
         headers=event.headers,
     )
-
-
-def _fill_time(message: Timestamp, time: datetime) -> None:
-    message.FromDatetime(time)

@@ -11,7 +11,7 @@ from blake3 import blake3
 from pydantic import ValidationError
 
 from omninode.bridge.store.v1 import store_pb2, store_pb2_grpc
-from services.chassis import paging
+from services.chassis import paging, timestamp
 from services.chassis.errors import (
     BridgeError,
     ResourceExhausted,
@@ -139,7 +139,7 @@ class StoreServicer(store_pb2_grpc.StoreServiceServicer):
         response = store_pb2.ListOpenKeysResponse()
         for open_key in keys[:size]:
             message = response.keys.add(key=open_key.key, version=open_key.version, partition=open_key.partition)
-            message.update_time.FromDatetime(open_key.updated_at)
+            timestamp.fill(message.update_time, open_key.updated_at)
         if len(keys) > size:
             response.next_page_token = paging.encode((keys[size - 1].partition, keys[size - 1].key), filters)
         return response

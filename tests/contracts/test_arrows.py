@@ -29,7 +29,12 @@ IMPURE = {
     "uvloop",
 }
 """What a pure room has no use for: I/O, clocks, randomness, other tasks."""
-PURE_CHASSIS = {"services.chassis.errors", "services.chassis.identity", "services.chassis.yaml_document"}
+PURE_CHASSIS = {
+    "services.chassis.errors",
+    "services.chassis.identity",
+    "services.chassis.timestamp",
+    "services.chassis.yaml_document",
+}
 IMPURE_ROOMS = {"servicer", "repository", "node"}
 """The rooms of every node that do I/O."""
 WORKERS = {

@@ -11,8 +11,25 @@ from typing import Any
 
 import grpc
 
+from omninode.bridge.errors.v1 import errors_pb2
 from services.chassis.call_context import CORRELATION_METADATA, correlation_id, deadline
-from services.chassis.status import from_rpc_error
+from services.chassis.errors import Unavailable
+from services.chassis.status import from_rpc_error, has_details
+
+
+class NodeUnavailable(Unavailable):
+    """No node of the service answers; whether a call that was under way took effect is not known."""
+
+    reason = errors_pb2.ERROR_REASON_NODE_UNAVAILABLE
+
+
+def _raised(error: grpc.aio.AioRpcError, method: str | bytes) -> Exception:
+    """What the caller sees of `error`; gRPC's own UNAVAILABLE would tell of addresses, and give no reason."""
+    refusal = from_rpc_error(error)
+    if isinstance(refusal, Unavailable) and not has_details(error):
+        service = (method if isinstance(method, str) else method.decode()).split("/")[1]
+        return NodeUnavailable(f"{service}: no node answers", metadata={"service": service})
+    return refusal or error
 
 
 class _ClientHop:
@@ -38,18 +55,18 @@ class _ClientHop:
         try:
             return await (await self.begin(continuation, details, request))
         except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) or error from error
+            raise _raised(error, details.method) from error
 
     async def begin(self, continuation: Callable[..., Any], details: grpc.aio.ClientCallDetails, request: Any) -> Any:
         return await continuation(self.details(details), request)
 
     @staticmethod
-    async def read(call: Any) -> AsyncIterator[Any]:
+    async def read(call: Any, method: str | bytes) -> AsyncIterator[Any]:
         try:
             async for response in call:
                 yield response
         except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) or error from error
+            raise _raised(error, method) from error
         finally:
             call.cancel()
 
@@ -112,12 +129,14 @@ class _StreamUnary(_UploadHop, grpc.aio.StreamUnaryClientInterceptor):
 # The two below begin the call before they return, not at the first read: gRPC binds the caller's handle to it at once.
 class _UnaryStream(_ClientHop, grpc.aio.UnaryStreamClientInterceptor):
     async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return self.read(await self.begin(continuation, client_call_details, request))
+        return self.read(await self.begin(continuation, client_call_details, request), client_call_details.method)
 
 
 class _StreamStream(_UploadHop, grpc.aio.StreamStreamClientInterceptor):
     async def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
-        return self.read(await self.begin(continuation, client_call_details, request_iterator))
+        return self.read(
+            await self.begin(continuation, client_call_details, request_iterator), client_call_details.method
+        )
 
 
 def client_interceptors(default_timeout: float) -> list[grpc.aio.ClientInterceptor]:

@@ -53,13 +53,14 @@ class _Call:
 class _Entry(Generic[Item, Result]):
     """One item of a caller, linked to its neighbours of the same key."""
 
-    __slots__ = ("before", "behind", "call", "item", "key", "outcome", "taken")
+    __slots__ = ("before", "behind", "call", "item", "key", "outcome", "taken", "weight")
 
     outcome: Result | Exception
 
-    def __init__(self, item: Item, key: Hashable, call: _Call) -> None:
+    def __init__(self, item: Item, key: Hashable, weight: int, call: _Call) -> None:
         self.item = item
         self.key = key
+        self.weight = weight
         self.call = call
         self.before: _Entry[Item, Result] | None = None
         self.behind: _Entry[Item, Result] | None = None
@@ -111,6 +112,7 @@ class Coalescer(Generic[Item, Result]):
         self._waiting = 0
         # The first entry of each key of which none is in flight, in the order of the keys' turns.
         self._ready: OrderedDict[Hashable, _Entry[Item, Result]] = OrderedDict()
+        self._ready_weight = 0
         # The last entry of each key that waits or is in flight.
         self._tails: dict[Hashable, _Entry[Item, Result]] = {}
         self._workers: set[asyncio.Task[None]] = set()
@@ -123,7 +125,7 @@ class Coalescer(Generic[Item, Result]):
         Raises the item's own refusal or its batch's failure, QueueFull, or Stopped after `aclose`.
         """
         call = _Call(1)
-        entry: _Entry[Item, Result] = _Entry(item, self._key(item), call)
+        entry = self._entry(item, call)
         await self._pass((entry,), call)
         outcome = entry.outcome
         if isinstance(outcome, BridgeError):
@@ -140,7 +142,7 @@ class Coalescer(Generic[Item, Result]):
         of them, or Stopped after `aclose`; then none was written.
         """
         call = _Call(0)
-        entries: list[_Entry[Item, Result]] = [_Entry(item, self._key(item), call) for item in items]
+        entries = [self._entry(item, call) for item in items]
         if entries:
             call.pending = len(entries)
             await self._pass(entries, call)
@@ -151,6 +153,9 @@ class Coalescer(Generic[Item, Result]):
         self._closed = True
         while self._workers:
             await asyncio.wait(self._workers)
+
+    def _entry(self, item: Item, call: _Call) -> _Entry[Item, Result]:
+        return _Entry(item, self._key(item), self._weight(item) if self._weight else 0, call)
 
     async def _pass(self, entries: Sequence[_Entry[Item, Result]], call: _Call) -> None:
         if self._closed:
@@ -168,16 +173,20 @@ class Coalescer(Generic[Item, Result]):
             raise
 
     def _enqueue(self, entries: Sequence[_Entry[Item, Result]]) -> None:
-        tails, ready = self._tails, self._ready
+        tails = self._tails
         for entry in entries:
             tail = tails.get(entry.key)
             if tail is None:
-                ready[entry.key] = entry
+                self._make_ready(entry)
             else:
                 tail.behind = entry
                 entry.before = tail
             tails[entry.key] = entry
         self._waiting += len(entries)
+
+    def _make_ready(self, entry: _Entry[Item, Result]) -> None:
+        self._ready[entry.key] = entry
+        self._ready_weight += entry.weight
 
     def _unlink(self, entry: _Entry[Item, Result]) -> None:
         before, behind = entry.before, entry.behind
@@ -190,8 +199,11 @@ class Coalescer(Generic[Item, Result]):
             del self._tails[entry.key]
         if before is not None:
             before.behind = behind
-        elif behind is not None:
-            self._ready[entry.key] = behind
+            return
+        self._ready_weight -= entry.weight
+        if behind is not None:
+            # In its place: the key keeps its turn.
+            self._make_ready(behind)
         else:
             del self._ready[entry.key]
 
@@ -204,7 +216,9 @@ class Coalescer(Generic[Item, Result]):
 
     def _has_batch(self, others: int) -> bool:
         """Whether a batch is worth writing while `others` are in flight."""
-        return len(self._ready) >= (self._max_batch if others else 1)
+        if not others:
+            return bool(self._ready)
+        return len(self._ready) >= self._max_batch or self._ready_weight > self._max_weight
 
     async def _work(self) -> None:
         self._starting = False
@@ -223,16 +237,17 @@ class Coalescer(Generic[Item, Result]):
         batch = [ready.popitem(last=False)[1] for _ in range(self._size_of_batch())]
         for entry in batch:
             entry.taken = True
+            self._ready_weight -= entry.weight
         self._waiting -= len(batch)
         return batch
 
     def _size_of_batch(self) -> int:
-        ready, most, weight = self._ready, min(len(self._ready), self._max_batch), self._weight
-        if weight is None:
+        most = min(len(self._ready), self._max_batch)
+        if self._ready_weight <= self._max_weight:
             return most
         total = 0
-        for size, entry in enumerate(islice(ready.values(), most)):
-            total += weight(entry.item)
+        for size, entry in enumerate(islice(self._ready.values(), most)):
+            total += entry.weight
             if size and total > self._max_weight:
                 return size
         return most
@@ -279,4 +294,4 @@ class Coalescer(Generic[Item, Result]):
                 del self._tails[entry.key]
             else:
                 entry.behind = behind.before = None
-                self._ready[entry.key] = behind
+                self._make_ready(behind)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from typing import TypeAlias
 
 from google.protobuf import json_format
@@ -15,15 +16,18 @@ Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | Non
 
 _EXACT_INTEGER = 2**53
 """A double holds every integer below this exactly; such a number is written without a fraction."""
+_MAX_DEPTH = 24
+"""Levels of objects and lists. Protobuf's parsers stop at 100 messages within messages; an object is three of them, and an answer
+holds the Struct a few levels deeper than its request did."""
 
 
 def from_struct(struct: Struct, field: str) -> dict[str, Json]:
     """The JSON object of `struct`.
 
     Raises InvalidArgument that names the path below `field` of a number that JSON does not have (NaN, an infinity), of U+0000,
-    which PostgreSQL's jsonb does not have, and of a value without a kind.
+    which PostgreSQL's jsonb does not have, of a value without a kind, and of what is nested too deeply.
     """
-    return {_text(key, field): _value(value, f"{field}.{key}") for key, value in struct.fields.items()}
+    return _object(struct, field, 1)
 
 
 def to_struct(text: str) -> Struct:
@@ -36,7 +40,22 @@ def canonical(value: Json) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def _value(value: Value, path: str) -> Json:
+def _object(struct: Struct, path: str, depth: int) -> dict[str, Json]:
+    _check_depth(depth, path)
+    return {_text(key, path): _value(value, f"{path}.{key}", depth) for key, value in struct.fields.items()}
+
+
+def _list(values: Iterable[Value], path: str, depth: int) -> list[Json]:
+    _check_depth(depth, path)
+    return [_value(item, f"{path}[{index}]", depth) for index, item in enumerate(values)]
+
+
+def _check_depth(depth: int, path: str) -> None:
+    if depth > _MAX_DEPTH:
+        raise invalid_field(path, f"must be at most {_MAX_DEPTH} levels deep")
+
+
+def _value(value: Value, path: str, depth: int) -> Json:
     match value.WhichOneof("kind"):
         case "null_value":
             return None
@@ -47,9 +66,9 @@ def _value(value: Value, path: str) -> Json:
         case "string_value":
             return _text(value.string_value, path)
         case "struct_value":
-            return from_struct(value.struct_value, path)
+            return _object(value.struct_value, path, depth + 1)
         case "list_value":
-            return [_value(item, f"{path}[{index}]") for index, item in enumerate(value.list_value.values)]
+            return _list(value.list_value.values, path, depth + 1)
         case _:
             raise invalid_field(path, "a value must have a kind")
 

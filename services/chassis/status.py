@@ -62,6 +62,11 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> BridgeError | None:
     return raised
 
 
+def has_details(error: grpc.aio.AioRpcError) -> bool:
+    """Whether a node wrote the refusal; gRPC itself, and a proxy, give a code and a text alone."""
+    return any(key == _DETAILS for key, _ in error.trailing_metadata() or ())
+
+
 def _status(code: int, message: str, reason: str, metadata: dict[str, str]) -> status_pb2.Status:
     status = status_pb2.Status(code=code, message=message)
     status.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata))

@@ -15,7 +15,7 @@ from omninode.bridge.errors.v1 import errors_pb2
 from omninode.bridge.orchestrator.v1.orchestrator_pb2_grpc import OrchestratorServiceStub
 from omninode.bridge.stamping.v1.stamping_pb2_grpc import StampingServiceStub
 from omninode.bridge.store.v1.store_pb2_grpc import StoreServiceStub
-from services.chassis.client import InvalidTarget, connect
+from services.chassis.client import InvalidTarget, connect, resolve
 from services.chassis.errors import BridgeError, Unavailable
 from services.cli.failure import USAGE, CommandError, Failed
 from services.cli.mesh import HOST, NODES
@@ -45,8 +45,17 @@ class Peer(Generic[Stub]):
             self.option,
             envvar=f"OMNIBRIDGE_{self.node.upper()}_TARGET",
             metavar="HOST:PORT",
+            parser=self._checked,
             help=f"Where the {self.node} node answers; several addresses are separated by commas.",
         )
+
+    def _checked(self, target: str) -> str:
+        """The option's value, also where the verb then has no use for it."""
+        try:
+            resolve(target)
+        except InvalidTarget as error:
+            raise CommandError(f"{self.option} {target}: {error.message}", USAGE) from error
+        return target
 
     @asynccontextmanager
     async def at(self, target: str) -> AsyncIterator[Stub]:
@@ -56,8 +65,6 @@ class Peer(Generic[Stub]):
         try:
             async with connect(target) as channel:
                 yield self.stub(channel)
-        except InvalidTarget as error:
-            raise CommandError(f"{self.option} {target}: {error.message}", USAGE) from error
         except (BridgeError, grpc.aio.AioRpcError) as error:
             if is_nobody_there(error):
                 raise CommandError(f"{self.node}: no node answers at {target}; start one by: omnibridge up") from error

@@ -91,13 +91,15 @@ class Limits(BaseModel):
     content_bytes: int = Field(10 * _MIB, gt=0)
     """Content without its own stamps, which the stamping node counts."""
     stamp_bytes: int = Field(64 * 1024, gt=0)
-    """What a content's own stamps may add to that; the two together are what this node refuses above."""
+    """What a content's own stamps may add to that. Content in between is shown to the stamping node before it is taken in."""
     batch_items: int = Field(500, gt=0)
     """Items of a batch: what one SQL statement of the store takes best."""
     batch_bytes: int = Field(12 * _MIB, gt=0)
     """Contents of a batch in all, so that a batch with its paths and metadata stays below the 16 MiB of a message."""
     metadata_bytes: int = Field(64 * 1024, gt=0)
     """A workflow's metadata, as JSON; it stands in its state, and in its stamp."""
+    held_bytes: int = Field(256 * _MIB, gt=0)
+    """Requests of calls under way, in all; with their copies they take up to three times as much memory. One alone always fits."""
 
 
 def _relative(value: str) -> str:

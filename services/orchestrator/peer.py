@@ -47,7 +47,7 @@ class MessageSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     inline_bytes: int = Field(256 * 1024, ge=0, le=1024 * 1024)
-    """Content up to this goes with its submission; more is stored before it, or it would hold up everyone in its message."""
+    """Content up to this shares messages with others; larger content is stored and stamped by itself, or it would hold them up."""
     message_bytes: int = Field(8 * 1024 * 1024, gt=0, le=12 * 1024 * 1024)
     """Contents and metadata in one message, which with all that stands beside them stays below 16 MiB, and so does its answer."""
     upload_seconds: float = Field(60.0, gt=0)
@@ -175,6 +175,18 @@ class Peer:
         weight = _ANSWERED_STATES * max(len(report.payload) for report in reports)
         return await self._groups.submit(_Group(actions, weight))
 
+    async def check_content(self, submission: Submission) -> None:
+        """Raises InvalidArgument, CONTENT_TOO_LARGE, where the content is too large without its own stamps, too."""
+        origin = submission.origin
+        request = stamping_pb2.ValidateStampRequest(
+            content=submission.content, file_path=origin.file_path, namespace=origin.namespace
+        )
+        await self._stamping.ValidateStamp(request)
+
+    def shares_messages(self, size: int) -> bool:
+        """Whether content of `size` bytes goes in messages with others."""
+        return size <= self._settings.inline_bytes
+
     async def create_stamp(self, workflow: Workflow, content: bytes) -> stamping_pb2.CreateStampResponse:
         """Stamps the workflow's content, the same on every attempt."""
         request = stamping_pb2.CreateStampRequest(
@@ -184,7 +196,9 @@ class Peer:
             file_path=workflow.file_path,
             metadata=_struct(workflow.metadata) if workflow.metadata else None,
         )
-        return await self._stamps.submit(request)
+        if self.shares_messages(len(content)):
+            return await self._stamps.submit(request)
+        return await self._stamping.CreateStamp(request)
 
     async def workflow(self, workflow_id: str) -> Workflow:
         """The workflow as it is now. Raises WorkflowNotFound."""
@@ -225,7 +239,7 @@ class Peer:
             correlation_id=correlation_id,
             actor=self._actor,
         )
-        if len(submission.content) <= self._settings.inline_bytes:
+        if self.shares_messages(len(submission.content)):
             action.blobs.add(digest=submission.content_digest, content=submission.content)
         else:
             await self._store.PutBlob(_frames(submission), timeout=self._settings.upload_seconds)
@@ -253,7 +267,10 @@ class Peer:
     async def _workflow(self, state: store_pb2.State) -> Workflow:
         if state.state_omitted:
             state = (await self._store.GetState(store_pb2.GetStateRequest(key=state.key))).state
-        return workflow_of(state.state_json, state.version)
+        workflow = workflow_of(state.state_json, state.version)
+        if key_of(workflow.workflow_id) != state.key:
+            raise ValueError(f"the state of {state.key} is that of {workflow.workflow_id}")
+        return workflow
 
     def _time(self) -> Timestamp:
         microseconds = self._now() // 1000

@@ -212,11 +212,15 @@ class Runner:
         self._peer = peer
         self._coordination = coordination
         self._settings = settings
-        self._admission = Admission(settings.concurrency, settings.memory_bytes)
+        # Apart, so that small contents need not wait behind large ones.
+        self._small, self._large = (
+            Admission((settings.concurrency + 1) // 2, settings.memory_bytes // 2) for _ in range(2)
+        )
         self._epochs: dict[int, int] = {}
         self._runs: dict[str, tuple[int, asyncio.Task[None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._listeners: dict[str, set[asyncio.Future[Workflow | None]]] = {}
+        self._unreadable: set[str] = set()
         self._wake = asyncio.Event()
 
     def start(self) -> None:
@@ -247,7 +251,7 @@ class Runner:
         """Takes a new workflow with its content, if its partition is held here and there is room; otherwise it will be found."""
         if partition not in self._epochs or workflow.workflow_id in self._runs:
             return
-        if self._admission.try_enter(workflow.size_bytes):
+        if self._admission(workflow).try_enter(workflow.size_bytes):
             self._begin(workflow, partition, content, correlation_id)
         else:
             self._wake.set()
@@ -286,7 +290,7 @@ class Runner:
         self._runs[workflow.workflow_id] = (partition, task)
 
     def _leave(self, workflow: Workflow, task: asyncio.Task[None]) -> None:
-        self._admission.leave(workflow.size_bytes)
+        self._admission(workflow).leave(workflow.size_bytes)
         if self._runs.get(workflow.workflow_id, (None, None))[1] is task:
             del self._runs[workflow.workflow_id]
 
@@ -333,19 +337,34 @@ class Runner:
             found = await asyncio.gather(
                 *(self._peer.workflow(workflow_id) for workflow_id, _ in idle), return_exceptions=True
             )
+            resumed = []
             for (workflow_id, partition), workflow in zip(idle, found, strict=True):
                 if isinstance(workflow, BaseException):
-                    _log.warning("workflow not read", exc_info=workflow, extra={"workflow_id": workflow_id})
+                    self._complain(workflow_id, workflow)
                 else:
-                    await self._resume(workflow, partition)
+                    resumed.append(self._resume(workflow, partition))
+            await asyncio.gather(*resumed)
+
+    def _complain(self, workflow_id: str, cause: BaseException) -> None:
+        details = {"workflow_id": workflow_id}
+        if isinstance(cause, BridgeError):
+            _log.warning("workflow not read: %s", cause.message, extra={**details, "reason": cause.reason_name})
+        elif workflow_id not in self._unreadable:
+            # Once: what is no workflow's state is found again at every sweep.
+            self._unreadable.add(workflow_id)
+            _log.error("workflow not readable", exc_info=cause, extra=details)
 
     async def _resume(self, workflow: Workflow, partition: int) -> None:
-        await self._admission.enter(workflow.size_bytes)
+        admission = self._admission(workflow)
+        await admission.enter(workflow.size_bytes)
         # Looked at now: the wait may have been long.
         if workflow.state.ended or workflow.workflow_id in self._runs or partition not in self._epochs:
-            self._admission.leave(workflow.size_bytes)
+            admission.leave(workflow.size_bytes)
         else:
             self._begin(workflow, partition, None, "")
+
+    def _admission(self, workflow: Workflow) -> Admission:
+        return self._small if self._peer.shares_messages(workflow.size_bytes) else self._large
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         # A run outlives the call that handed it over: neither its deadline nor its correlation id is the run's.

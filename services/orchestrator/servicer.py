@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, TypeAlias
 
 import grpc
+from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 from pydantic import ValidationError
 
@@ -15,6 +17,7 @@ from omninode.bridge.errors.v1 import errors_pb2
 from omninode.bridge.orchestrator.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 from omninode.bridge.stamping.v1 import stamping_pb2
 from services.chassis.call_context import correlation_id
+from services.chassis.coalesce import QueueFull
 from services.chassis.errors import (
     BridgeError,
     ResourceExhausted,
@@ -55,17 +58,20 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         self._peer = peer
         self._runner = runner
         self._limits = limits
+        self._held_bytes = 0
 
     async def SubmitWorkflow(
         self, request: orchestrator_pb2.SubmitWorkflowRequest, context: _Context
     ) -> orchestrator_pb2.SubmitWorkflowResponse:
-        return await self._take_in(request)
+        with self._holding(request):
+            return await self._take_in(request)
 
     async def RunWorkflow(
         self, request: orchestrator_pb2.RunWorkflowRequest, context: _Context
     ) -> orchestrator_pb2.RunWorkflowResponse:
-        taken = await self._take_in(request.submission)
-        workflow = await self._runner.ended(taken.workflow_id, look_first=not taken.created)
+        with self._holding(request):
+            taken = await self._take_in(request.submission)
+            workflow = await self._runner.ended(taken.workflow_id, look_first=not taken.created)
         return orchestrator_pb2.RunWorkflowResponse(workflow=_to_message(workflow))
 
     async def BatchSubmitWorkflows(
@@ -75,9 +81,10 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         if not 1 <= len(items) <= self._limits.batch_items:
             raise invalid_field("items", f"must hold 1 to {self._limits.batch_items} items", item_count=str(len(items)))
         check_size("items", sum(len(item.content) for item in items), self._limits.batch_bytes)
-        prepared = [await self._prepared(item) for item in items]
-        submissions = [submission for submission in prepared if isinstance(submission, Submission)]
-        outcomes = iter(await self._submit(submissions))
+        with self._holding(request):
+            prepared = [await self._prepared(item) for item in items]
+            submissions = [submission for submission in prepared if isinstance(submission, Submission)]
+            outcomes = iter(await self._submit(submissions))
         response = orchestrator_pb2.BatchSubmitWorkflowsResponse()
         for index, submission in enumerate(prepared):
             outcome = submission if isinstance(submission, BridgeError) else next(outcomes)
@@ -95,6 +102,18 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
     ) -> orchestrator_pb2.GetWorkflowResponse:
         name = WorkflowName(workflow_id=request.workflow_id)
         return orchestrator_pb2.GetWorkflowResponse(workflow=_to_message(await self._peer.workflow(name.workflow_id)))
+
+    @contextmanager
+    def _holding(self, request: Message) -> Iterator[None]:
+        """Counts a request that is held. Raises QueueFull where there is no room for it."""
+        size, limit = request.ByteSize(), self._limits.held_bytes
+        if self._held_bytes and self._held_bytes + size > limit:
+            raise QueueFull(metadata={"limit_bytes": str(limit)})
+        self._held_bytes += size
+        try:
+            yield
+        finally:
+            self._held_bytes -= size
 
     async def _take_in(
         self, request: orchestrator_pb2.SubmitWorkflowRequest
@@ -149,7 +168,10 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         check_size("content", len(content), self._limits.content_bytes + self._limits.stamp_bytes)
         metadata = self._metadata(request.metadata)
         digest = digest_of(content) if len(content) <= _INLINE_BYTES else await asyncio.to_thread(digest_of, content)
-        return Submission(origin, content, digest, metadata)
+        submission = Submission(origin, content, digest, metadata)
+        if len(content) > self._limits.content_bytes:
+            await self._peer.check_content(submission)
+        return submission
 
     def _metadata(self, struct: Struct) -> str:
         if not struct.fields:

@@ -247,7 +247,13 @@ def _name_of(state: State) -> str:
 
 def _illegal(current: str | None, action: Action, by_type: Iterable[str]) -> IllegalTransition:
     allowed = ",".join(by_type)
-    where = f"in the state {current}" if current is not None else "for a key that does not exist"
+    match current:
+        case None:
+            where = "for a key that does not exist"
+        case "":
+            where = "in a state that this reducer did not make"
+        case name:
+            where = f"in the state {name}"
     return IllegalTransition(
         f"{action.type}: is not allowed {where}; allowed: {allowed or 'nothing'}",
         metadata={"key": action.key, "state": current or "", "type": action.type, "allowed": allowed},

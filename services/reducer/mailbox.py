@@ -130,6 +130,8 @@ class Mailboxes(Generic[Outcome]):
         finally:
             del self._by_key[key]
             # Some are left only where this worker was cancelled.
+            for letter in mailbox:
+                self._count_out(letter)
             for letter in (*group, *mailbox):
                 letter.end(Stopped())
 
@@ -145,6 +147,9 @@ class Mailboxes(Generic[Outcome]):
                     break
                 group.append(letter)
             mailbox.popleft()
-            self._waiting -= 1
-            self._waiting_bytes -= letter.size
+            self._count_out(letter)
         return group
+
+    def _count_out(self, letter: Letter[Outcome]) -> None:
+        self._waiting -= 1
+        self._waiting_bytes -= letter.size

@@ -88,7 +88,7 @@ class Limits(BaseModel):
     """States in one answer, so that it stays below the 16 MiB of a message with all that stands beside them."""
     blob_bytes: int = Field(64 * _MIB, gt=0)
     """The largest blob; a workflow's content is at most 10 MiB."""
-    blob_chunk_bytes: int = Field(_MIB, gt=0)
+    blob_chunk_bytes: int = Field(_MIB, gt=0, le=_MIB)
     """A row of a streamed blob, and a message of GetBlob: large enough to be few, small enough to pass between other rows."""
 
 
@@ -144,6 +144,12 @@ def json_object(limit: int) -> AfterValidator:
 def _some(text: str) -> str:
     if not text:
         raise ValueError("must be a JSON object")
+    return text
+
+
+def _unset(text: str) -> str:
+    if text:
+        raise ValueError("must be empty: the store makes it from the action_id")
     return text
 
 
@@ -208,7 +214,7 @@ class EventKind(IntEnum):
 class Event(_Boundary):
     """An event for the outbox."""
 
-    event_id: Annotated[str, StringConstraints(max_length=0)]
+    event_id: Annotated[str, AfterValidator(_unset)]
     kind: EventKind
     event_type: Name
     topic: Name

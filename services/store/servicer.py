@@ -177,16 +177,17 @@ class StoreServicer(store_pb2_grpc.StoreServiceServicer):
                     del pending[: self._limits.blob_chunk_bytes]
                     position += 1
             check_digest("header.digest", digest, hasher.hexdigest())
+            if position and pending:
+                await self._blobs.add_chunk(upload_id, position, bytes(pending))
         except BaseException:
             if size > INLINE_BLOB_BYTES:
                 await self._blobs.drop_upload(upload_id)
             raise
-        if not position:
-            created = await self._blobs.add(digest, bytes(pending))
-        else:
-            if pending:
-                await self._blobs.add_chunk(upload_id, position, bytes(pending))
+        # What fails from here on may have been kept all the same: its chunks stay.
+        if position:
             created = await self._blobs.add_upload(digest, size, upload_id)
+        else:
+            created = await self._blobs.add(digest, bytes(pending))
         return store_pb2.PutBlobResponse(digest=digest, size_bytes=size, created=created)
 
     async def GetBlob(

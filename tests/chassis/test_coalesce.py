@@ -5,6 +5,7 @@ import contextvars
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -35,6 +36,7 @@ class Row:
     key: str = ""
     poison: bool = False
     refused: bool = False
+    weight: int = 0
 
 
 def answer(row: Row) -> str:
@@ -79,11 +81,26 @@ class Ledger:
 
 
 def coalescer(
-    ledger: Ledger, *, max_batch: int = 500, max_waiting: int = 1_000, max_in_flight: int = 1
+    ledger: Ledger,
+    *,
+    max_batch: int = 500,
+    max_weight: int | None = None,
+    max_waiting: int = 1_000,
+    max_in_flight: int = 1,
 ) -> Coalescer[Row, str]:
     return Coalescer(
-        ledger.write, key=lambda row: row.key, max_batch=max_batch, max_waiting=max_waiting, max_in_flight=max_in_flight
+        ledger.write,
+        key=lambda row: row.key,
+        max_batch=max_batch,
+        weight=None if max_weight is None else lambda row: row.weight,
+        max_weight=max_weight or 0,
+        max_waiting=max_waiting,
+        max_in_flight=max_in_flight,
     )
+
+
+def fits(batch: Sequence[Row], max_weight: int | None) -> bool:
+    return max_weight is None or len(batch) == 1 or sum(row.weight for row in batch) <= max_weight
 
 
 def distinct(count: int, first: int = 0) -> list[Row]:
@@ -106,9 +123,9 @@ async def end(*tasks: asyncio.Task[Any]) -> None:
 
 @dataclass(frozen=True)
 class Caller:
-    """One caller of a schedule: its rows as (key, kind), the turns before it comes and, if it is cancelled, until then."""
+    """One caller of a schedule: its rows as (key, kind, weight), the turns before it comes and, if it is cancelled, until then."""
 
-    rows: list[tuple[str, str]]
+    rows: list[tuple[str, str, int]]
     alone: bool
     comes_after: int
     cancelled_after: int | None
@@ -118,7 +135,10 @@ CALLERS = st.lists(
     st.builds(
         Caller,
         rows=st.lists(
-            st.tuples(st.sampled_from("aabcdef"), st.sampled_from(["good"] * 8 + ["poison", "refused"])), max_size=6
+            st.tuples(
+                st.sampled_from("aabcdef"), st.sampled_from(["good"] * 8 + ["poison", "refused"]), st.integers(0, 12)
+            ),
+            max_size=6,
         ),
         alone=st.booleans(),
         comes_after=st.integers(0, 12),
@@ -133,17 +153,18 @@ CALLERS = st.lists(
     callers=CALLERS,
     delay=st.integers(0, 4),
     max_batch=st.sampled_from([1, 2, 3, 500]),
+    max_weight=st.sampled_from([None, 0, 5, 10, 20]),
     max_in_flight=st.sampled_from([1, 1, 2, 3]),
 )
 async def test_whatever_the_schedule_the_laws_hold(
-    callers: list[Caller], delay: int, max_batch: int, max_in_flight: int
+    callers: list[Caller], delay: int, max_batch: int, max_weight: int | None, max_in_flight: int
 ) -> None:
     ledger = Ledger(turns=delay)
-    writer = coalescer(ledger, max_batch=max_batch, max_in_flight=max_in_flight, max_waiting=100)
+    writer = coalescer(ledger, max_batch=max_batch, max_weight=max_weight, max_in_flight=max_in_flight, max_waiting=100)
     submitted: list[Row] = []
 
-    def row(key: str, kind: str) -> Row:
-        made = Row(len(submitted), key, poison=kind == "poison", refused=kind == "refused")
+    def row(key: str, kind: str, weight: int) -> Row:
+        made = Row(len(submitted), key, poison=kind == "poison", refused=kind == "refused", weight=weight)
         submitted.append(made)
         return made
 
@@ -193,17 +214,40 @@ async def test_whatever_the_schedule_the_laws_hold(
     assert max(Counter(ledger.written).values(), default=1) == 1, "nothing is written twice"
     assert set(answered) <= set(ledger.written), "what was answered was written"
     assert all(len(batch) <= max_batch for batch in ledger.batches)
+    assert all(fits(batch, max_weight) for batch in ledger.batches), "a heavier batch is one item alone"
     assert ledger.most_in_flight <= max_in_flight
     for key in "abcdef":
         serials = [one.serial for one in ledger.written if one.key == key]
         assert serials == sorted(serials), "a key's items are written in the order of their submission"
 
     # Whatever happened before leaves no trace: the whole queue is free, and every key works.
-    left = [Row(1000 + index, key="abcdef"[index % 6]) for index in range(100)]
+    left = [Row(1000 + index, key="abcdef"[index % 6], weight=index % 13) for index in range(100)]
     last = asyncio.create_task(writer.submit_many(left))
     await end(last)
     assert last.result() == [answer(one) for one in left]
     await asyncio.wait_for(writer.aclose(), BOUND)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.integers(0, 15), max_size=12), st.integers(0, 20), st.integers(1, 6))
+async def test_what_weighs_too_much_for_a_batch_begins_the_next_so_nobody_is_passed_over(
+    weights: list[int], max_weight: int, max_batch: int
+) -> None:
+    ledger = Ledger()
+    rows = [Row(serial, key=f"k{serial}", weight=weight) for serial, weight in enumerate(weights)]
+    await coalescer(ledger, max_batch=max_batch, max_weight=max_weight).submit_many(rows)
+    assert [row for batch in ledger.batches for row in batch] == rows
+    assert all(len(batch) <= max_batch and fits(batch, max_weight) for batch in ledger.batches)
+    for batch, later in pairwise(ledger.batches):
+        assert len(batch) == max_batch or not fits([*batch, later[0]], max_weight), "a batch is as full as it may be"
+
+
+async def test_an_item_heavier_than_a_batch_may_be_goes_alone_in_its_turn() -> None:
+    ledger = Ledger()
+    weights = [4, 6, 11, 1, 10, 0, 3]
+    rows = [Row(serial, key=f"k{serial}", weight=weight) for serial, weight in enumerate(weights)]
+    assert await coalescer(ledger, max_weight=10).submit_many(rows) == [answer(row) for row in rows]
+    assert [[row.weight for row in batch] for batch in ledger.batches] == [[4, 6], [11], [1], [10, 0], [3]]
 
 
 async def test_callers_of_one_turn_share_a_statement() -> None:

@@ -22,6 +22,7 @@ from omninode.bridge.stamping.v1.stamping_pb2 import HashRequest, HashResponse
 from services.chassis import errors
 from services.chassis.call_context import CORRELATION_METADATA, correlation_id
 from services.chassis.client import ClientSettings, InvalidTarget, resolve
+from services.chassis.port import free_ports
 from services.chassis.server import PortInUse, Server, ServerSettings
 from services.chassis.status import from_rpc_error
 from services.chassis.telemetry import JsonFormatter
@@ -205,6 +206,18 @@ async def test_bytes_that_are_no_message_are_a_typed_refusal(method: str, payloa
     refusal = from_rpc_error(error)
     assert refusal is not None
     assert (refusal.reason_name, refusal.metadata["method"]) == ("MALFORMED_MESSAGE", method)
+
+
+@by_shape
+async def test_a_node_that_nobody_serves_is_a_refusal_with_its_service(
+    call: Callable[[Caller], Awaitable[Any]],
+) -> None:
+    async with calling(f"127.0.0.1:{free_ports(1)[0]}", ONCE) as caller:
+        with pytest.raises(errors.Unavailable, match=r"^[A-Za-z.0-9]+: no node answers$") as caught:
+            await call(caller)
+    assert caught.value.reason_name == "NODE_UNAVAILABLE"
+    assert caught.value.metadata == {"service": "test.Echo"}
+    assert caught.value.retry_delay
 
 
 def _health(caller: Caller) -> Any:

@@ -264,6 +264,9 @@ def test_a_name_with_a_newline_stays_on_its_line(run: Run, tmp_path: Path) -> No
         pytest.param(["stamp", ".", "--namespace", "a/b"], "a namespace is 1 to 255 of", id="malformed namespace"),
         pytest.param(["stamp", ".", "--bogus"], "No such option: --bogus", id="unknown option"),
         pytest.param(["stamp", ".", "--target", "nowhere"], "--target nowhere", id="malformed target"),
+        pytest.param(
+            ["stamp", ".", "--workflow", "--target", "nowhere"], "--target nowhere", id="malformed and not needed"
+        ),
         pytest.param(["bogus"], "No such command 'bogus'", id="unknown command"),
         pytest.param([], "Missing command", id="no command"),
     ],

@@ -19,9 +19,7 @@ TEXT = '{"state": "COMPLETED",  "path": "\\u001b\\u2028ä"}'
 @pytest.fixture
 def key(store: FakeStore) -> str:
     """A key that the store knows."""
-    store.states["workflow/x"] = pb.State(
-        key="workflow/x", version=3, state_json=TEXT, partition=7, offset=41, final=True
-    )
+    store.states["workflow/x"] = pb.State(key="workflow/x", version=3, state_json=TEXT, partition=7, final=True)
     return "workflow/x"
 
 
@@ -34,11 +32,27 @@ def test_the_state_is_printed_as_json_for_people(run: Run, key: str) -> None:
     assert '\n  "state": "COMPLETED",\n' in ended.out
 
 
+@pytest.mark.parametrize(
+    ("stored", "printed"),
+    [
+        pytest.param('{"a": 1e999}', '{"a": 1e999}', id="a number beyond a double"),
+        pytest.param('{"a": 0.1000000000000000055}', '{"a": 0.1000000000000000055}', id="more digits than a double's"),
+        pytest.param('{"a": 1, "a": "\u009b"}', '{"a": 1, "a": "\\u009b"}', id="a name twice"),
+    ],
+)
+def test_what_printing_for_people_would_change_is_printed_as_it_is_stored(
+    run: Run, store: FakeStore, stored: str, printed: str
+) -> None:
+    store.states["workflow/x"] = pb.State(key="workflow/x", version=1, state_json=stored)
+
+    assert run("state", "get", "workflow/x").out == f"{printed}\n"
+
+
 def test_json_is_one_line_with_the_text_byte_for_byte_and_its_place(run: Run, key: str) -> None:
     (record,) = run("state", "get", "--json", key).records
 
     assert record["state_json"] == TEXT
-    assert (record["key"], record["version"], record["offset"]) == (key, "3", "41")
+    assert (record["key"], record["version"]) == (key, "3")
     assert (record["partition"], record["final"]) == (7, True)
 
 

@@ -22,6 +22,7 @@ from services.chassis.identity import partition_of
 from services.chassis.partitions import lease_name
 from services.orchestrator import runner
 from services.orchestrator.domain import Coordination, Retry, Step, StepName, key_of
+from services.orchestrator.peer import MessageSettings
 from services.orchestrator.runner import RunnerSettings
 from tests.orchestrator.node import BOUND, BRIEF, Answer, Gate, Others, orchestrator, other_nodes
 
@@ -363,6 +364,18 @@ async def test_content_beyond_the_memory_for_it_waits_in_the_store(others: Other
         workflows = await asyncio.gather(*(run(stub, submission(content)) for content in contents))
         assert [workflow.stamp.digest for workflow in workflows] == [blake3(given).hexdigest() for given in contents]
         assert read
+
+
+async def test_small_workflows_do_not_wait_behind_large_ones(others: Others) -> None:
+    running = RunnerSettings(memory_bytes=4000, poll_seconds=0.1, wait_poll_seconds=0.1)
+    async with orchestrator(others, running=running, messages=MessageSettings(inline_bytes=100)) as (node, stub):
+        gate = node.stamping.answers["CreateStamp"] = Gate()
+        await node.owning(COUNT)
+        large = [asyncio.create_task(run(stub, submission(b"%d" % n * 1500))) for n in range(3)]
+        await gate.reached.wait()
+        assert (await run(stub, submission(b"small"))).state == pb.WORKFLOW_STATE_COMPLETED
+        gate.opened.set()
+        assert [workflow.state for workflow in await asyncio.gather(*large)] == [pb.WORKFLOW_STATE_COMPLETED] * 3
 
 
 async def test_content_that_is_gone_fails_its_workflow(others: Others) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from blake3 import blake3
+from google.protobuf import json_format
 from google.protobuf.struct_pb2 import Struct
 
 from omninode.bridge.errors.v1 import errors_pb2
@@ -17,11 +18,11 @@ from omninode.bridge.orchestrator.v1 import orchestrator_pb2 as pb
 from omninode.bridge.orchestrator.v1.orchestrator_pb2_grpc import OrchestratorServiceStub
 from omninode.bridge.stamping.v1 import stamping_pb2
 from omninode.bridge.store.v1 import store_pb2
-from services.chassis.errors import AlreadyExists, BridgeError, InvalidArgument, NotFound
+from services.chassis.errors import AlreadyExists, BridgeError, InvalidArgument, NotFound, ResourceExhausted
 from services.chassis.identity import BRIDGE
 from services.orchestrator.domain import Limits
 from services.orchestrator.peer import MessageSettings
-from tests.orchestrator.node import Orchestrator, Others, orchestrator, other_nodes
+from tests.orchestrator.node import Gate, Orchestrator, Others, orchestrator, other_nodes
 
 SOURCE = b"def answer():\n    return 42\n"
 STEPS = ["validate_input", "hash_generation", "stamp_creation", "event_publishing"]
@@ -82,7 +83,7 @@ async def test_a_workflow_ends_with_every_step_and_the_stamp_of_its_content(
     assert workflow.stamp.intelligence_data == request.metadata
 
 
-async def test_a_workflow_takes_three_commits_and_leaves_no_open_key(
+async def test_a_workflow_takes_two_commits_and_leaves_no_open_key(
     stub: OrchestratorServiceStub, others: Others
 ) -> None:
     workflow = await run(stub, submission())
@@ -149,18 +150,81 @@ async def test_the_largest_content_goes_its_way(others: Others) -> None:
         assert workflow.stamp.digest == blake3(content).hexdigest()
 
 
-async def test_content_that_only_the_stamping_node_finds_too_large_fails_its_workflow(others: Others) -> None:
+async def test_content_counts_without_its_own_stamp(others: Others) -> None:
+    content = b"x = 1\n" * (10 * 1024 * 1024 // 6)
     async with orchestrator(others) as (_node, stub):
-        request = submission(os.urandom(10 * 1024 * 1024 + 1))
-        workflow = await run(stub, request)
-        assert workflow.state == pb.WORKFLOW_STATE_FAILED
-        assert workflow.failure.reason == errors_pb2.ERROR_REASON_CONTENT_TOO_LARGE
-        assert workflow.failure.code == InvalidArgument.code
-        assert dict(workflow.failure.metadata) == {"step": "stamp_creation", "attempt_count": "1"}
-        assert [step.name for step in workflow.steps] == STEPS[:3]
-        assert not workflow.HasField("stamp")
-        assert workflow.HasField("end_time")
-        assert await run(stub, request) == workflow
+        request = stamping_pb2.CreateStampRequest(request_id="r", content=content, file_path="a.py", embed=True)
+        stamped = (await others.stamping.CreateStamp(request)).stamped_content
+        assert len(stamped) > 10 * 1024 * 1024
+        workflow = await run(stub, submission(stamped, file_path="a.py"))
+        assert workflow.stamp.digest == blake3(content).hexdigest()
+
+
+async def test_content_that_is_over_its_bound_by_a_byte_without_any_stamp_is_refused(others: Others) -> None:
+    async with orchestrator(others) as (_node, stub):
+        with pytest.raises(InvalidArgument, check=refused(InvalidArgument, "CONTENT_TOO_LARGE")) as caught:
+            await run(stub, submission(os.urandom(10 * 1024 * 1024 + 1)))
+    assert [violation.field for violation in caught.value.violations] == ["content"]
+    assert not (await others.store.ListOpenKeys(store_pb2.ListOpenKeysRequest(collection="workflow"))).keys
+
+
+def nested(opening: str, closing: str, levels: int) -> Struct:
+    """An object of so many levels in all."""
+    return json_format.Parse('{"a":' + opening * (levels - 1) + "1" + closing * (levels - 1) + "}", Struct())
+
+
+@pytest.mark.parametrize(("opening", "closing"), [('{"a":', "}"), ("[", "]")], ids=["objects", "lists"])
+async def test_metadata_may_be_nested_as_deeply_as_every_parser_reads_its_answer(
+    stub: OrchestratorServiceStub, opening: str, closing: str
+) -> None:
+    metadata = nested(opening, closing, 24)
+    workflow = await run(stub, submission(metadata=metadata))
+    assert workflow.stamp.intelligence_data == metadata
+    with pytest.raises(InvalidArgument) as caught:
+        await run(stub, submission(metadata=nested(opening, closing, 25)))
+    (violation,) = caught.value.violations
+    assert violation.field.startswith("metadata.a")
+    assert violation.description == "must be at most 24 levels deep"
+
+
+async def test_requests_beyond_the_memory_for_calls_are_refused_and_nothing_is_written(others: Others) -> None:
+    async with orchestrator(others, limits=Limits(held_bytes=5000)) as (node, stub):
+        gate = Gate()
+        node.reducer.answers["BatchReduce"] = gate
+        first = asyncio.create_task(run(stub, submission(b"a" * 10_000)))
+        await gate.reached.wait()
+        for call in (
+            stub.SubmitWorkflow(submission()),
+            stub.RunWorkflow(pb.RunWorkflowRequest(submission=submission())),
+            stub.BatchSubmitWorkflows(pb.BatchSubmitWorkflowsRequest(items=[submission()])),
+        ):
+            with pytest.raises(ResourceExhausted, check=refused(ResourceExhausted, "QUEUE_FULL")) as caught:
+                await call
+            assert caught.value.retry_delay
+        gate.opened.set()
+        assert (await first).state == pb.WORKFLOW_STATE_COMPLETED
+        assert (await run(stub, submission())).state == pb.WORKFLOW_STATE_COMPLETED
+
+
+async def test_a_workflow_whose_stamp_is_refused_fails_with_the_refusal(
+    stub: OrchestratorServiceStub, replica: tuple[Orchestrator, OrchestratorServiceStub]
+) -> None:
+    async def answer(_request: Any, _own: Any) -> Any:
+        refusal = errors_pb2.Error(code=3, reason=errors_pb2.ERROR_REASON_CONTENT_TOO_LARGE, message="too large")
+        result = stamping_pb2.BatchCreateStampsResult(error=refusal)
+        return stamping_pb2.BatchCreateStampsResponse(results=[result])
+
+    replica[0].stamping.answers["BatchCreateStamps"] = answer
+    request = submission()
+    workflow = await run(stub, request)
+    assert workflow.state == pb.WORKFLOW_STATE_FAILED
+    assert workflow.failure.reason == errors_pb2.ERROR_REASON_CONTENT_TOO_LARGE
+    assert workflow.failure.code == InvalidArgument.code
+    assert dict(workflow.failure.metadata) == {"step": "stamp_creation", "attempt_count": "1"}
+    assert [step.name for step in workflow.steps] == STEPS[:3]
+    assert not workflow.HasField("stamp")
+    assert workflow.HasField("end_time")
+    assert await run(stub, request) == workflow
 
 
 async def test_the_longest_workflow_id_is_stamped_too(stub: OrchestratorServiceStub) -> None:

@@ -41,12 +41,16 @@ class Between:
         self._stub = stub
         self.calls: list[tuple[str, Any]] = []
         self.before: Callable[[store_pb2.BatchTryCommitRequest], Any] | None = None
+        self.append: Callable[[store_pb2.AppendEventsRequest], Any] | None = None
+        """What is called in the place of AppendEvents."""
 
     def __getattr__(self, name: str) -> Any:
         async def call(request: Any) -> Any:
             self.calls.append((name, request))
             if name == "BatchTryCommit" and self.before is not None:
                 await self.before(request)
+            if name == "AppendEvents" and self.append is not None:
+                return await self.append(request)
             return await getattr(self._stub, name)(request)
 
         return call
@@ -313,6 +317,39 @@ async def test_an_action_that_was_given_up_takes_effect_when_it_is_sent_again(
         assert kinds(await folder.fold([last])) == ["Folded"]
 
 
+async def test_an_action_that_is_given_up_twice_is_told_of_twice(
+    store: StoreServiceStub, between: Between, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def rival(request: store_pb2.BatchTryCommitRequest) -> None:
+        await write(store)
+
+    version = await write(store)
+    between.before = rival
+    last = action("completed")
+    async with folder_over(between, QUICK.model_copy(update={"attempts": 1})) as folder:
+        for _ in range(2):
+            assert kinds(await folder.fold([last])) == ["GaveUp"]
+    told = [request.events[0] for name, request in between.calls if name == "AppendEvents"]
+    assert [json.loads(event.payload_json)["actual_version"] for event in told] == [version + 1, version + 2]
+    assert not caplog.records, "the store took both"
+
+
+async def test_an_action_is_given_up_also_where_the_store_does_not_take_the_event(
+    store: StoreServiceStub, between: Between, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def rival(request: store_pb2.BatchTryCommitRequest) -> None:
+        await write(store)
+
+    async def away(request: store_pb2.AppendEventsRequest) -> None:
+        raise Unavailable
+
+    await write(store)
+    between.before, between.append = rival, away
+    async with folder_over(between, QUICK.model_copy(update={"attempts": 1})) as folder:
+        assert await folder.fold([action("completed")]) == [GaveUp(1, 2)]
+    assert [record.getMessage() for record in caplog.records] == ["event of an action given up is lost"]
+
+
 async def lease(store: StoreServiceStub, owner: str = "one") -> dict[str, Any]:
     """A guard that holds."""
     request = store_pb2.AcquireLeaseRequest(name="orchestrator/runner/3", owner=owner)
@@ -345,6 +382,47 @@ async def test_a_fenced_owner_is_told_so_also_where_its_action_is_not_allowed(st
     async with folder_over(store) as folder:
         outcomes = await folder.fold([action("step_completed", STEPS[0], guards=[lost])])
     assert kinds(outcomes) == ["Fenced"]
+
+
+async def test_who_is_fenced_after_a_commit_is_told_so_of_what_it_did_not_allow(
+    store: StoreServiceStub, between: Between
+) -> None:
+    held = await lease(store)
+    await write(store)
+
+    async def release(request: store_pb2.BatchTryCommitRequest) -> None:
+        if not request.items[0].state_json.startswith('{"'):
+            name, epoch = held["lease"], held["epoch"]
+            await store.ReleaseLease(store_pb2.ReleaseLeaseRequest(name=name, owner="one", epoch=epoch))
+
+    between.before = release
+    async with folder_over(between) as folder:
+        outcomes = await folder.fold(
+            [action("step_completed", STEPS[0], guards=[held]), action("started", guards=[held])]
+        )
+    assert kinds(outcomes) == ["Folded", "Fenced"]
+
+
+async def test_what_took_no_effect_is_counted_once_each(store: StoreServiceStub) -> None:
+    registry = CollectorRegistry()
+    lost = {"lease": "nobody", "epoch": 1, "condition": 1}
+    await write(store)
+    async with folder_over(store, registry=registry) as folder:
+        first = action("step_completed", STEPS[0])
+        await folder.fold([first])
+        outcomes = await folder.fold(
+            [first, action("started"), action("completed", guards=[lost]), action("failed", guards=[lost])]
+        )
+    assert kinds(outcomes) == ["KnownAction", "IllegalTransition", "Fenced", "Fenced"]
+    assert registry.get_sample_value("reducer_failed_actions_total") == 3
+    assert registry.get_sample_value("reducer_successful_actions_total") == 1
+
+
+async def test_a_state_that_ended_its_key_is_not_kept_for_a_next_action(between: Between) -> None:
+    async with folder_over(between) as folder:
+        await folder.fold(walk())
+        assert kinds(await folder.fold([action("started")])) == ["IllegalTransition"]
+    assert between.names == ["BatchTryCommit", "BatchGetStates", "BatchTryCommit"]
 
 
 async def test_an_action_that_is_not_allowed_harms_no_other_of_its_commit(store: StoreServiceStub) -> None:
@@ -410,6 +488,18 @@ async def test_an_action_id_of_another_action_is_refused_and_the_rest_takes_effe
     assert isinstance(outcomes[1], AlreadyExists)
     assert outcomes[1].reason == errors_pb2.ERROR_REASON_ACTION_ID_REUSED
     assert outcomes[1].metadata["action_id"] == str(first.action_id)
+
+
+async def test_of_several_that_are_not_allowed_only_the_thief_of_an_action_id_is_told_of_that(
+    store: StoreServiceStub,
+) -> None:
+    first = submitted()
+    async with folder_over(store) as folder:
+        await folder.fold([first])
+        thief = action("submitted", {**SUBMITTED, "size_bytes": 28}, action_id=str(first.action_id))
+        outcomes: Any = await folder.fold([action("started"), submitted(), thief, submitted()])
+    assert kinds(outcomes) == ["Folded", "IllegalTransition", "AlreadyExists", "IllegalTransition"]
+    assert outcomes[2].metadata["action_id"] == str(first.action_id)
 
 
 async def test_a_store_that_is_away_is_told_to_all_and_harms_nothing_later(between: Between) -> None:

@@ -328,6 +328,9 @@ OPENED, BUILDING = DOOR["transitions"][3], DOOR["transitions"][0]
         ("transitions/0/assign/state", "OPEN", "", "the machine's own"),
         ("transitions/4/append/1/to", "state.x", "", "the machine's own"),
         ("transitions/4/append/0/item/x", "$payload.why", "", "no field why"),
+        ("transitions/4/append/0/item/x", "$payload.who.name", "", "no field who.name"),
+        ("transitions/4/append/0/item/x", "$state.height", "", "none of $occur_time, $payload.<path>"),
+        ("transitions/4/append/0/item/x", "$previous.height", "", "none of $occur_time, $payload.<path>"),
         ("transitions/3/emit/0/payload/x", "$state.colour", "", "the field colour"),
         ("transitions/3/emit/0/kind", "HINT", "", "Input should be"),
         ("transitions/3/emit/0/topic", "a b", "", "pattern"),
@@ -340,6 +343,13 @@ def test_a_subcontract_that_is_no_machine_is_refused_with_its_place(
         fsm.read(edited(DOOR, path, value), MANAGEMENT)
     assert "/".join(map(str, refusal.value.location)).startswith(f"fsm/{place or path}")
     assert reason in refusal.value.reason
+
+
+def test_a_transition_that_an_earlier_one_leaves_something_to_is_taken_for_that() -> None:
+    machine = fsm.read(edited(DOOR, "transitions/2/when/by", ["wind", "mason"]), MANAGEMENT)
+    opened = machine.fold(None, action("built", BUILT)).state
+    shut = {by: machine.fold(opened, action("shut", {"by": by})).state["state"] for by in ("hand", "wind", "mason")}
+    assert shut == {"hand": "CLOSED", "wind": "CLOSED", "mason": "BRICKED_UP"}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -135,6 +136,60 @@ async def test_more_bytes_than_may_wait_are_refused_unless_nothing_waits(owner: 
     assert refusal.value.metadata == {"limit_bytes": "100"}
     owner.open.set()
     assert (await first, await waiting) == (["large"], ["waits"])
+
+
+async def test_what_was_taken_out_waits_no_more_and_its_bytes_are_free_again(owner: Owner) -> None:
+    text = '{"a":"' + "x" * 32 + '"}'
+    boxes = mailboxes(owner, max_waiting_bytes=2 * len(text))
+    owner.open.set()
+    for _ in range(3):
+        two = [action(name, text) for name in "ab"]
+        assert await boxes.send(two) == ["a", "b"]
+    owner.open.clear()
+    first = await under_way(boxes, owner, action("first", text))
+    waiting = [asyncio.create_task(boxes.send([action(name, text)])) for name in "ab"]
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFull):
+        await boxes.send([action("c", text)])
+    owner.open.set()
+    assert await asyncio.gather(first, *waiting) == [["first"], ["a"], ["b"]]
+
+
+async def test_a_group_is_not_settled_in_its_first_senders_context() -> None:
+    correlation = contextvars.ContextVar("correlation", default="nobody's")
+
+    async def settle(letters: Sequence[Letter[str]]) -> None:
+        for letter in letters:
+            letter.end(correlation.get())
+
+    boxes = Mailboxes(settle, max_actions=100, max_bytes=1000, max_waiting=1000, max_waiting_bytes=100_000)
+    correlation.set("the first sender's")
+    assert await boxes.send(numbered(2)) == ["nobody's"] * 2
+
+
+async def test_a_group_that_is_broken_off_stops_its_senders_and_those_behind_it_but_none_to_come() -> None:
+    began, ends, groups = asyncio.Event(), asyncio.Event(), 0
+
+    async def settle(letters: Sequence[Letter[str]]) -> None:
+        nonlocal groups
+        groups += 1
+        began.set()
+        await ends.wait()
+        if groups == 1:
+            raise asyncio.CancelledError
+        for letter in letters:
+            letter.end("settled")
+
+    boxes = Mailboxes(settle, max_actions=100, max_bytes=1000, max_waiting=1000, max_waiting_bytes=100_000)
+    first = asyncio.create_task(boxes.send(numbered(1)))
+    await began.wait()
+    behind = asyncio.create_task(boxes.send(numbered(2)))
+    await asyncio.sleep(0)
+    ends.set()
+    async with asyncio.timeout(5):
+        outcomes = [*await first, *await behind]
+        assert [type(outcome) for outcome in outcomes] == [Stopped] * 3
+        assert await boxes.send(numbered(2)) == ["settled"] * 2
 
 
 async def test_closing_waits_for_what_was_taken_in_and_takes_no_more(owner: Owner) -> None:

@@ -8,12 +8,20 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from blake3 import blake3
+from google.protobuf.timestamp_pb2 import Timestamp
+from prometheus_client import CollectorRegistry
 
 from omninode.bridge.errors.v1 import errors_pb2
 from omninode.bridge.store.v1 import store_pb2 as pb
 from omninode.bridge.store.v1.store_pb2_grpc import StoreServiceStub
 from services.chassis.errors import AlreadyExists
 from services.chassis.identity import partition_of
+from services.chassis.postgres import Database, PostgresSettings
+from services.store.domain import Committed
+from services.store.message import to_commit
+from services.store.repository import Repositories
+from services.store.repository import commit as commit_repository
 from tests.store.node import store_stub
 from tests.store.sample import (
     ABSENT,
@@ -139,6 +147,43 @@ async def test_folded_actions_are_one_commit_in_the_log_in_their_order(
         (committed.partition, 0, index, sent.action_id, key, 1) for index, sent in enumerate(actions)
     ]
     assert (await stub.TryCommit(commit(key))).committed.offset == 1
+
+
+async def test_the_log_holds_the_state_once_for_a_commit_and_who_did_it_for_each_action(
+    stub: StoreServiceStub, database_url: str
+) -> None:
+    sent = [
+        action(
+            provenance=pb.Provenance(
+                effect_id="w/stamp", actor="ada", occur_time=Timestamp(seconds=1, nanos=5000), correlation_id="call-1"
+            )
+        ),
+        action(type="ended"),
+    ]
+    await stub.TryCommit(commit(actions=sent, state_json='{"n": 1}', schema_version=7, final=True))
+    stored = await rows(
+        database_url,
+        "SELECT action_type, provenance, state, schema_version, final FROM workflow_commits ORDER BY action_index",
+    )
+    assert stored == [
+        ("started", '["w/stamp","ada","1970-01-01T00:00:01.000005+00:00","call-1"]', '{"n": 1}', 7, True),
+        ("ended", '["","",null,""]', None, None, None),
+    ]
+
+
+async def test_a_projection_stands_until_a_commit_brings_another_and_the_last_action_is_the_newest(
+    stub: StoreServiceStub, database_url: str
+) -> None:
+    key = new_key()
+    stored = "SELECT projection, last_action FROM workflow_state WHERE key = $1"
+    shown = pb.ProjectionInput(tag="PENDING", namespace="docs", indices={"id": "17"}, extras_json='{"a":1}')
+    await stub.TryCommit(commit(key, projection=shown, actions=[action(), action(type="second")]))
+    first = '["PENDING","docs",{"id":"17"},"{\\"a\\":1}"]'
+    assert await rows(database_url, stored, key) == [(first, "second")]
+    await stub.TryCommit(commit(key, actions=[action(type="third")]))
+    assert await rows(database_url, stored, key) == [(first, "third")]
+    await stub.TryCommit(commit(key, projection=pb.ProjectionInput(tag="ENDED")))
+    assert await rows(database_url, stored, key) == [('["ENDED","",{},"{}"]', "started")]
 
 
 async def test_a_commit_with_any_known_action_is_not_made_and_names_each_known_one(
@@ -357,6 +402,18 @@ async def test_an_atomic_batch_commits_nothing_and_says_everything_that_is_wrong
     assert await counts(database_url) == before
 
 
+async def test_in_an_atomic_batch_what_follows_a_refused_commit_of_its_key_is_not_judged(
+    shared_stub: StoreServiceStub, shared_url: str
+) -> None:
+    key = new_key()
+    await shared_stub.TryCommit(commit(key))
+    before = await counts(shared_url)
+    items = [commit(key, expected=ABSENT), commit(key, expected=at(2)), commit(expected=ABSENT)]
+    response = await shared_stub.BatchTryCommit(pb.BatchTryCommitRequest(items=items, atomic=True))
+    assert kinds(response) == ["conflict", "not_applied", "not_applied"]
+    assert await counts(shared_url) == before
+
+
 async def test_an_atomic_batch_that_repeats_an_action_is_not_applied(stub: StoreServiceStub, database_url: str) -> None:
     sent = action()
     items = [commit(actions=[sent]), commit(), commit(actions=[action(), sent])]
@@ -366,6 +423,38 @@ async def test_an_atomic_batch_that_repeats_an_action_is_not_applied(stub: Store
     assert [violation.field for violation in error.field_violations] == ["items[2].actions"]
     assert error.metadata["action_id"] == sent.action_id
     assert not await log(database_url)
+
+
+def weighing(kind: str, size: int) -> dict[str, Any]:
+    """What makes a commit weigh at least so many bytes."""
+    text = '{"a": "' + "x" * size + '"}'
+    match kind:
+        case "a state":
+            return {"state_json": text}
+        case "blobs":
+            half = b"x" * (size // 2)
+            return {"blobs": [pb.Blob(digest=blake3(half).hexdigest(), content=half)] * 2}
+        case _:
+            return {"actions": [action(events=[event(payload_json=text)])]}
+
+
+@pytest.mark.parametrize("kind", ["a state", "blobs", "events"])
+async def test_commits_that_together_are_too_large_are_several_statements(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(commit_repository, "_BATCH_BYTES", 10_000)
+    keys = [f"workflow/{number}" for number in range(5)]
+    commits = [to_commit(commit(key, **weighing(kind, 4000))) for key in keys]
+    database = await Database.open(PostgresSettings(url=database_url), CollectorRegistry())
+    repositories = Repositories.of(database)
+    outcomes = await repositories.commits.commit_many(commits)
+    await repositories.close()
+    await database.close()
+    assert all(isinstance(outcome, Committed) for outcome in outcomes)
+    together = await rows(
+        database_url, "SELECT array_agg(key ORDER BY key) FROM workflow_commits GROUP BY xmin::text ORDER BY 1"
+    )
+    assert together == [(keys[:2],), (keys[2:4],), (keys[4:],)]
 
 
 @pytest.mark.parametrize("replicas", [1, 2])

@@ -41,4 +41,19 @@ async def _get(key: str, as_json: bool, target: str) -> None:
     if as_json:
         console.emit(console.as_json(answer.state))
     else:
-        print(json.dumps(json.loads(answer.state.state_json), indent=2))
+        print(_indented(answer.state.state_json))
+
+
+def _indented(text: str) -> str:
+    """The JSON for people; as it is stored where that would change what it says: a name given twice, more than a double holds."""
+    indented = json.dumps(json.loads(text), indent=2)
+    return indented if _read(indented) == _read(text) else _ascii(text)
+
+
+def _ascii(text: str) -> str:
+    """The JSON without what a terminal may obey; what is not ASCII can stand in its texts only."""
+    return "".join(character if character.isascii() else json.dumps(character)[1:-1] for character in text)
+
+
+def _read(text: str) -> object:
+    return json.loads(text, object_pairs_hook=list, parse_float=str)

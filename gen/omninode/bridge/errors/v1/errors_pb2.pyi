@@ -167,6 +167,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
         { "reason": "WORKFLOW_NOT_FOUND", "domain": "bridge.omninode", "metadata": { "workflow_id": "build-17" } }
     """
+    ERROR_REASON_NODE_UNAVAILABLE: _ErrorReason.ValueType  # 26
+    """A node that this one calls cannot be reached. UNAVAILABLE, with a RetryInfo. Whether a write that was under way took effect is
+    not known: send it again with the same request_id.
+
+        { "reason": "NODE_UNAVAILABLE", "domain": "bridge.omninode",
+          "metadata": { "service": "omninode.bridge.store.v1.StoreService" } }
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call, or one item of a batch, was refused."""
@@ -306,6 +313,13 @@ ERROR_REASON_WORKFLOW_NOT_FOUND: ErrorReason.ValueType  # 25
 """There is no workflow of this id. NOT_FOUND.
 
     { "reason": "WORKFLOW_NOT_FOUND", "domain": "bridge.omninode", "metadata": { "workflow_id": "build-17" } }
+"""
+ERROR_REASON_NODE_UNAVAILABLE: ErrorReason.ValueType  # 26
+"""A node that this one calls cannot be reached. UNAVAILABLE, with a RetryInfo. Whether a write that was under way took effect is
+not known: send it again with the same request_id.
+
+    { "reason": "NODE_UNAVAILABLE", "domain": "bridge.omninode",
+      "metadata": { "service": "omninode.bridge.store.v1.StoreService" } }
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 

@@ -180,7 +180,7 @@ class Event(_message.Message):
     PAYLOAD_JSON_FIELD_NUMBER: _builtins.int
     HEADERS_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
-    """Refused in a request: UUIDv5 of the action's (or request's) id and the event's index in it."""
+    """Refused in a request. Of a commit's event UUIDv5 of the action's id and the event's index in it."""
     kind: Global___EventKind.ValueType
     """What it is for."""
     event_type: _builtins.str
@@ -188,7 +188,7 @@ class Event(_message.Message):
     topic: _builtins.str
     """The logical topic: 1 to 255 of `A-Za-z0-9_.-`."""
     partition_key: _builtins.str
-    """What events are ordered by; at most 512 bytes. In a commit empty means the commit's key; in AppendEvents it is required."""
+    """What events are ordered by; at most 512 characters. In a commit empty means the commit's key; in AppendEvents it is required."""
     payload_json: _builtins.str
     """A JSON object as text without U+0000; at most 256 KiB. Empty means `{}`."""
     @_builtins.property
@@ -225,11 +225,11 @@ class Provenance(_message.Message):
     OCCUR_TIME_FIELD_NUMBER: _builtins.int
     CORRELATION_ID_FIELD_NUMBER: _builtins.int
     effect_id: _builtins.str
-    """The effect that the action reports, such as `<workflow_id>/stamp_creation`; empty if none. At most 512 bytes."""
+    """The effect that the action reports, such as `<workflow_id>/stamp_creation`; empty if none. At most 512 characters."""
     actor: _builtins.str
-    """Who sent it; at most 255 bytes."""
+    """Who sent it; at most 255 characters."""
     correlation_id: _builtins.str
-    """The correlation id of the call that caused it; at most 128 bytes."""
+    """The correlation id of the call that caused it; at most 128 characters."""
     @_builtins.property
     def occur_time(self) -> _timestamp_pb2.Timestamp:
         """When it happened, as its sender says; absent if unsaid."""
@@ -325,14 +325,14 @@ class ProjectionInput(_message.Message):
     INDICES_FIELD_NUMBER: _builtins.int
     EXTRAS_JSON_FIELD_NUMBER: _builtins.int
     tag: _builtins.str
-    """What the key is now, such as a workflow's state; at most 255 bytes."""
+    """What the key is now, such as a workflow's state; at most 255 characters."""
     namespace: _builtins.str
-    """The namespace that it belongs to; at most 255 bytes."""
+    """The namespace that it belongs to; at most 255 characters."""
     extras_json: _builtins.str
     """A JSON object as text without U+0000; at most 64 KiB. Empty means `{}`."""
     @_builtins.property
     def indices(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Fields to look it up by; at most 16, each name and value at most 255 bytes."""
+        """Fields to look it up by; at most 16, each name and value at most 255 characters."""
 
     def __init__(
         self,
@@ -795,7 +795,6 @@ class State(_message.Message):
     FINAL_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     PARTITION_FIELD_NUMBER: _builtins.int
-    OFFSET_FIELD_NUMBER: _builtins.int
     STATE_OMITTED_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """`<collection>/<id>`."""
@@ -809,8 +808,6 @@ class State(_message.Message):
     """True if the last commit ended the key."""
     partition: _builtins.int
     """The key's partition."""
-    offset: _builtins.int
-    """The last commit's offset."""
     state_omitted: _builtins.bool
     """True if the answer held 8 MiB of states already; ask for this key again."""
     @_builtins.property
@@ -827,12 +824,11 @@ class State(_message.Message):
         final: _builtins.bool = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         partition: _builtins.int = ...,
-        offset: _builtins.int = ...,
         state_omitted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["final", b"final", "key", b"key", "offset", b"offset", "partition", b"partition", "schema_version", b"schema_version", "state_json", b"state_json", "state_omitted", b"state_omitted", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["final", b"final", "key", b"key", "partition", b"partition", "schema_version", b"schema_version", "state_json", b"state_json", "state_omitted", b"state_omitted", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1126,7 +1122,7 @@ class AppendedEvent(_message.Message):
     PARTITION_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
-    """UUIDv5 of the request's id and the event's index in it."""
+    """The same whenever the request is sent."""
     partition: _builtins.int
     """The partition of its partition_key."""
     offset: _builtins.int

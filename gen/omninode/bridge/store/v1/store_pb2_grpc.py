@@ -149,8 +149,8 @@ class StoreServiceServicer:
         Items of one key apply in request order. With `atomic` all are one transaction: where one is not committed, none is, and each
         item that alone would have been is answered `not_applied`.
 
-        Errors of the call as a whole: INVALID_FIELD for a batch of 0 or of more than 500 items; those of PostgreSQL if an item met
-        them: items before it may stand unless `atomic`, and sending the batch again is safe.
+        Errors of the call as a whole: INVALID_FIELD for a batch of 0 or of more than 500 items; UNAVAILABLE or RESOURCE_EXHAUSTED if an
+        item met it: others may stand unless `atomic`, and sending the batch again is safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

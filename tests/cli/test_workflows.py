@@ -32,7 +32,6 @@ def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seconds in (
         ("OUTAGE_SECONDS", 0.5),
         ("RETRY_SECONDS", 0.01),
-        ("STALL_SECONDS", 0.1),
         ("FIRST_POLL_SECONDS", 0.001),
         ("LONGEST_POLL_SECONDS", 0.01),
     ):
@@ -194,7 +193,10 @@ def test_a_refusal_of_all_is_one_line_at_once(
     assert re.fullmatch(r"omnibridge: orchestrator: [A-Z_]+: odd\n", ended.err)
 
 
-def test_a_workflow_that_does_not_end_is_left_to_itself(run: Run, orchestrator: FakeOrchestrator, tree: Path) -> None:
+def test_a_workflow_that_does_not_end_is_left_to_itself(
+    run: Run, orchestrator: FakeOrchestrator, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workflow, "STALL_SECONDS", 1.0)
     orchestrator.endless.add("b.json")
 
     ended = run("workflows", "submit", "--wait", tree)

@@ -57,8 +57,8 @@ async def try_commit_unary() -> Figure:
 
 
 async def batch_try_commit() -> Figure:
-    """BatchTryCommit, 200 a batch, 4 callers, beside pgbench on the same server."""
-    batches, size = 40, 200
+    """BatchTryCommit, 200 a batch, beside pgbench on the same server; 16 callers on either side."""
+    batches, size, callers = 80, 200, 16
 
     def requests() -> list[store_pb2.BatchTryCommitRequest]:
         return [store_pb2.BatchTryCommitRequest(items=commits(size)) for _ in range(batches)]
@@ -70,7 +70,7 @@ async def batch_try_commit() -> Figure:
             rounds = []
             for _ in range(ROUNDS + 1):
                 updates = await asyncio.to_thread(_pgbench_updates, nodes.database_url)
-                rounds.append((updates, await drive(ours, stub.BatchTryCommit, requests(), 4)))
+                rounds.append((updates, await drive(ours, stub.BatchTryCommit, requests(), callers)))
     peer_rate = median([updates for updates, _ in rounds[1:]])
     our_rate = median([our.calls_per_second * size for _, our in rounds[1:]])
     return Figure(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from asyncpg import Record
+from pydantic_core import to_json
 
 from services.chassis.errors import BridgeError
 from services.chassis.identity import event_id, partition_of
@@ -29,6 +30,11 @@ from services.store.domain import (
 
 ACTION_KEY = "workflow_commits_action_key"
 """The constraint that an action's second row in the log breaks."""
+
+
+def _json(value: object) -> str:
+    # pydantic's own: the standard library's takes four times as long.
+    return to_json(value).decode()
 
 
 def to_columns(commits: Sequence[Commit], partition_count: int) -> tuple[list[object], ...]:
@@ -94,10 +100,6 @@ def events_text(events: Sequence[Event], key: str) -> str | None:
 
 def _events_of(action_id: uuid.UUID, text: str | None) -> list[StoredEvent]:
     return [StoredEvent(event_id(action_id, index), *fields) for index, fields in enumerate(json.loads(text or "[]"))]
-
-
-# Made once: json.dumps makes an encoder at every call with options, at the cost of a small text's encoding.
-_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
 def to_outcomes(commits: Sequence[Commit], rows: Sequence[Record]) -> list[Outcome | BridgeError | None]:

@@ -102,7 +102,12 @@ class Mailboxes(Generic[Outcome]):
         self._waiting_bytes += size
         for letter in letters:
             self._post(letter)
-        return await asyncio.gather(*(letter.outcome for letter in letters))
+        try:
+            return [await letter.outcome for letter in letters]
+        except asyncio.CancelledError:
+            for letter in letters:
+                letter.outcome.cancel()
+            raise
 
     async def aclose(self) -> None:
         """Takes no more actions, and returns when those that were taken in have their outcomes."""

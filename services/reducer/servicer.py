@@ -104,15 +104,20 @@ class ReducerServicer(reducer_pb2_grpc.ReducerServiceServicer):
                 "payload_json": message.payload_json,
                 "occur_time": occur_time,
                 "correlation_id": message.correlation_id or correlation_id.get(),
-                "guards": message.guards,
-                "blobs": message.blobs,
-                "blob_refs": message.blob_refs,
+                # Nothing where there is nothing: pydantic reads a message's attributes at twice the cost of a mapping's.
+                "guards": [_guard(guard) for guard in message.guards] if message.guards else (),
+                "blobs": message.blobs or (),
+                "blob_refs": message.blob_refs or (),
                 "effect_id": message.effect_id,
                 "actor": message.actor,
             }
         )
         self._reducers.get(action.reducer)
         return action
+
+
+def _guard(guard: store_pb2.Guard) -> dict[str, object]:
+    return {"lease": guard.lease, "epoch": guard.epoch, "condition": guard.condition}
 
 
 _TURN_ITEMS = 25

@@ -40,7 +40,7 @@ BLOB = {"digest": DIGEST, "content": b""}
         {"guards": [store_pb2.Guard(lease="a", epoch=2**62, condition=store_pb2.GUARD_CONDITION_NOT_HELD)]},
         {"blobs": [BLOB] * 16, "blob_refs": [DIGEST] * 100},
         {"blobs": [{"digest": DIGEST.upper(), "content": bytes(MIB)}]},
-        {"effect_id": "e" * 512, "actor": "ä" * 127, "correlation_id": "c" * 128},
+        {"effect_id": "e" * 512, "actor": "ä" * 255, "correlation_id": "c" * 128},
     ],
     ids=",".join,
 )
@@ -94,7 +94,7 @@ def test_an_action_within_its_bounds_is_taken(fields: dict[str, Any]) -> None:
         ({"blob_refs": ["g" * 64]}, "blob_refs.0"),
         ({"effect_id": "e" * 513}, "effect_id"),
         ({"effect_id": "\0"}, "effect_id"),
-        ({"actor": "ä" * 128}, "actor"),
+        ({"actor": "ä" * 256}, "actor"),
         ({"correlation_id": "c" * 129}, "correlation_id"),
     ],
 )

@@ -50,11 +50,11 @@ class Action(_message.Message):
     payload_json: _builtins.str
     """A JSON object as text without U+0000, at most 256 KiB. Empty means `{}`."""
     correlation_id: _builtins.str
-    """At most 128 bytes; empty means that of the call."""
+    """At most 128 characters; empty means that of the call."""
     effect_id: _builtins.str
-    """The effect that the action reports, if it reports one; at most 512 bytes."""
+    """The effect that the action reports, if it reports one; at most 512 characters."""
     actor: _builtins.str
-    """Who sends it; at most 255 bytes."""
+    """Who sends it; at most 255 characters."""
     @_builtins.property
     def occur_time(self) -> _timestamp_pb2.Timestamp:
         """When it happened: the only time that a fold sees. It must be set."""

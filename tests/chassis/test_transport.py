@@ -329,7 +329,8 @@ async def test_the_deadline_and_the_correlation_id_travel_through_a_hop() -> Non
             await caller.unary(b"x", timeout=10, metadata=((CORRELATION_METADATA, "build-17"),))
     assert far.metadata[0][CORRELATION_METADATA] == "build-17"
     assert far.remaining[0] is not None
-    assert 0 < far.remaining[0] <= 8
+    # gRPC rounds a deadline up on its way, by some hundredths.
+    assert 0 < far.remaining[0] < 9
 
 
 @pytest.mark.parametrize("given", ["", "x" * 129], ids=["empty", "too long"])

@@ -104,7 +104,7 @@ ORDER BY version DESC LIMIT 1
 _LIST = f"""
 SELECT {_COLUMNS} FROM stamps
 WHERE namespace = $1
-  AND ($2::uuid IS NULL OR stamp_id < $2)
+  AND stamp_id < $2
   AND ($3 = '' OR content_type = $3)
   AND ($4 = '' OR starts_with(file_path, $4))
   AND ($5::timestamptz IS NULL OR created_at >= $5)
@@ -112,6 +112,9 @@ WHERE namespace = $1
   AND ($7::boolean IS NULL OR (revoked_at IS NOT NULL) = $7)
 ORDER BY stamp_id DESC LIMIT $8
 """
+
+_LAST = uuid.UUID(int=2**128 - 1)
+"""Behind every stamp; no UUIDv7 is so large."""
 
 
 class StampRepository:
@@ -151,7 +154,7 @@ class StampRepository:
         rows = await self._database.fetch(
             _LIST,
             query.namespace,
-            after,
+            after or _LAST,
             query.content_type,
             query.file_path_prefix,
             query.created_after,

@@ -411,6 +411,17 @@ async def test_short_cuts_answer_as_asyncpg_does(postgres_url: str, open_databas
     assert await database.execute("SELECT 1") == "SELECT 1"
 
 
+async def test_a_statement_is_planned_once_whatever_its_parameters_are(postgres_url: str, open_database: Open) -> None:
+    database = (await open_database(postgres_url, pool_max=1)).database
+    for size in (1, 1000, 1):
+        await database.fetch("SELECT * FROM unnest($1::int[]) AS given (number)", list(range(size)))
+    plans = await database.fetchrow(
+        "SELECT generic_plans, custom_plans FROM pg_prepared_statements WHERE statement LIKE '%AS given (number)'"
+    )
+    assert plans is not None
+    assert tuple(plans) == (3, 0)
+
+
 async def test_a_session_has_its_name_and_its_bound(postgres_url: str, open_database: Open) -> None:
     settings = {"application_name": "omnibridge store", "statement_timeout": 1.5}
     database = (await open_database(postgres_url, **settings)).database

@@ -14,7 +14,7 @@ from typing import Annotated, Any, NamedTuple, Protocol, TypeAlias
 
 from blake3 import blake3
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, PlainValidator, StringConstraints
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from omninode.bridge.errors.v1 import errors_pb2
 from services.chassis.errors import FailedPrecondition, FieldViolation, InvalidArgument, invalid_field
@@ -277,22 +277,39 @@ class Reducers:
         return reducer
 
 
-_CANONICAL = json.JSONEncoder(ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
-
-
 def canonical(value: Json | State, limit: int, what: str) -> str:
     """JSON text that is the same for equal values.
 
     Raises InvalidArgument where `what` would be more than `limit` bytes, or would hold a number like 1e999, which JSON has and a
     double has not.
     """
-    try:
-        text = _CANONICAL.encode(value)
-    except ValueError:
-        raise invalid_field("payload_json", "must not hold a number beyond the range of a double") from None
+    # pydantic's own, though it does not sort: the standard library's takes twice as long, a dozen times a workflow.
+    text = to_json(_sorted(value)).decode()
+    if "Infinity" in text and not _is_finite(value):
+        raise invalid_field("payload_json", "must not hold a number beyond the range of a double")
     if len(text) * 4 > limit and len(text.encode()) > limit:
         raise invalid_field("payload_json", f"makes {what} of more than {limit} bytes")
     return text
+
+
+def _sorted(value: Any) -> Any:
+    match value:
+        case dict():
+            return {
+                name: _sorted(held) if isinstance(held := value[name], dict | list) else held for name in sorted(value)
+            }
+        case list():
+            return [_sorted(item) for item in value]
+        case _:
+            return value
+
+
+def _is_finite(value: Json | State) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 def decorrelated_jitter(previous: float, low: float, high: float, draw: float) -> float:

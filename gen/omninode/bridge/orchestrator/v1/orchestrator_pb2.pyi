@@ -79,7 +79,7 @@ class SubmitWorkflowRequest(_message.Message):
     """Relative, at most 4,096 bytes, without `..` and NUL; empty means unknown."""
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
-        """Kept as the stamp's intelligence_data; at most 64 KiB as JSON."""
+        """Kept as the stamp's intelligence_data; at most 64 KiB as JSON, and 24 levels deep."""
 
     def __init__(
         self,

@@ -29,7 +29,8 @@ class OrchestratorServiceStub:
     """Runs stamping workflows that survive any crash: what was acknowledged is carried to its end, and each effect happens once.
 
     A workflow is PENDING, then PROCESSING, then COMPLETED or FAILED. Its state is the key `workflow/<workflow_id>` of the store.
-    Every refusal carries an ErrorInfo, see errors.proto.
+    Every refusal carries an ErrorInfo, see errors.proto. Every call may end with NODE_UNAVAILABLE, or as a call of the node behind it does:
+    then sending it again is safe. One that takes work in may also end with QUEUE_FULL, where calls under way hold too much content.
     """
 
     def __init__(self, channel):
@@ -64,7 +65,8 @@ class OrchestratorServiceServicer:
     """Runs stamping workflows that survive any crash: what was acknowledged is carried to its end, and each effect happens once.
 
     A workflow is PENDING, then PROCESSING, then COMPLETED or FAILED. Its state is the key `workflow/<workflow_id>` of the store.
-    Every refusal carries an ErrorInfo, see errors.proto.
+    Every refusal carries an ErrorInfo, see errors.proto. Every call may end with NODE_UNAVAILABLE, or as a call of the node behind it does:
+    then sending it again is safe. One that takes work in may also end with QUEUE_FULL, where calls under way hold too much content.
     """
 
     def SubmitWorkflow(self, request, context):
@@ -72,7 +74,7 @@ class OrchestratorServiceServicer:
 
         The same request_id in the same namespace with the same body gets the first answer, with another body REQUEST_ID_REUSED.
 
-        Errors: INVALID_FIELD, CONTENT_TOO_LARGE, REQUEST_ID_REUSED, WORKFLOW_ID_IN_USE, and what makes the store unavailable.
+        Errors: INVALID_FIELD, CONTENT_TOO_LARGE, REQUEST_ID_REUSED, WORKFLOW_ID_IN_USE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -93,7 +95,7 @@ class OrchestratorServiceServicer:
         """Takes up to 500 workflows in, each as SubmitWorkflow would, each with its own outcome in request order.
 
         Errors of the call as a whole: INVALID_FIELD for a batch of 0 or of more than 500 items, CONTENT_TOO_LARGE for more than
-        12 MiB of content in all, and what makes the store unavailable: then sending the batch again is safe.
+        12 MiB of content in all.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -143,7 +145,8 @@ class OrchestratorService:
     """Runs stamping workflows that survive any crash: what was acknowledged is carried to its end, and each effect happens once.
 
     A workflow is PENDING, then PROCESSING, then COMPLETED or FAILED. Its state is the key `workflow/<workflow_id>` of the store.
-    Every refusal carries an ErrorInfo, see errors.proto.
+    Every refusal carries an ErrorInfo, see errors.proto. Every call may end with NODE_UNAVAILABLE, or as a call of the node behind it does:
+    then sending it again is safe. One that takes work in may also end with QUEUE_FULL, where calls under way hold too much content.
     """
 
     @staticmethod

@@ -16,7 +16,8 @@ class OrchestratorServiceStub:
     """Runs stamping workflows that survive any crash: what was acknowledged is carried to its end, and each effect happens once.
 
     A workflow is PENDING, then PROCESSING, then COMPLETED or FAILED. Its state is the key `workflow/<workflow_id>` of the store.
-    Every refusal carries an ErrorInfo, see errors.proto.
+    Every refusal carries an ErrorInfo, see errors.proto. Every call may end with NODE_UNAVAILABLE, or as a call of the node behind it does:
+    then sending it again is safe. One that takes work in may also end with QUEUE_FULL, where calls under way hold too much content.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -25,7 +26,7 @@ class OrchestratorServiceStub:
 
     The same request_id in the same namespace with the same body gets the first answer, with another body REQUEST_ID_REUSED.
 
-    Errors: INVALID_FIELD, CONTENT_TOO_LARGE, REQUEST_ID_REUSED, WORKFLOW_ID_IN_USE, and what makes the store unavailable.
+    Errors: INVALID_FIELD, CONTENT_TOO_LARGE, REQUEST_ID_REUSED, WORKFLOW_ID_IN_USE.
     """
     RunWorkflow: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.RunWorkflowRequest, _orchestrator_pb2.RunWorkflowResponse]
     """Takes a workflow in as SubmitWorkflow does, and answers when it has ended. That it FAILED is a result, not an error.
@@ -38,7 +39,7 @@ class OrchestratorServiceStub:
     """Takes up to 500 workflows in, each as SubmitWorkflow would, each with its own outcome in request order.
 
     Errors of the call as a whole: INVALID_FIELD for a batch of 0 or of more than 500 items, CONTENT_TOO_LARGE for more than
-    12 MiB of content in all, and what makes the store unavailable: then sending the batch again is safe.
+    12 MiB of content in all.
     """
     GetWorkflow: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.GetWorkflowRequest, _orchestrator_pb2.GetWorkflowResponse]
     """Returns a workflow as it is now.
@@ -50,7 +51,8 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
     """Runs stamping workflows that survive any crash: what was acknowledged is carried to its end, and each effect happens once.
 
     A workflow is PENDING, then PROCESSING, then COMPLETED or FAILED. Its state is the key `workflow/<workflow_id>` of the store.
-    Every refusal carries an ErrorInfo, see errors.proto.
+    Every refusal carries an ErrorInfo, see errors.proto. Every call may end with NODE_UNAVAILABLE, or as a call of the node behind it does:
+    then sending it again is safe. One that takes work in may also end with QUEUE_FULL, where calls under way hold too much content.
     """
 
     @_abc_1.abstractmethod
@@ -63,7 +65,7 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
 
         The same request_id in the same namespace with the same body gets the first answer, with another body REQUEST_ID_REUSED.
 
-        Errors: INVALID_FIELD, CONTENT_TOO_LARGE, REQUEST_ID_REUSED, WORKFLOW_ID_IN_USE, and what makes the store unavailable.
+        Errors: INVALID_FIELD, CONTENT_TOO_LARGE, REQUEST_ID_REUSED, WORKFLOW_ID_IN_USE.
         """
 
     @_abc_1.abstractmethod
@@ -88,7 +90,7 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         """Takes up to 500 workflows in, each as SubmitWorkflow would, each with its own outcome in request order.
 
         Errors of the call as a whole: INVALID_FIELD for a batch of 0 or of more than 500 items, CONTENT_TOO_LARGE for more than
-        12 MiB of content in all, and what makes the store unavailable: then sending the batch again is safe.
+        12 MiB of content in all.
         """
 
     @_abc_1.abstractmethod

@@ -29,7 +29,7 @@ class ReducerServiceStub:
     """Folds actions into the state of keys: `(state, action) -> (state', events)`, by pure functions registered by name.
 
     The node keeps nothing: every fold is committed through the store. Every refusal carries an ErrorInfo, see errors.proto; a
-    refusal of the store passes through as it is.
+    refusal of the store passes through as it is, and a store that cannot be reached is NODE_UNAVAILABLE.
     """
 
     def __init__(self, channel):
@@ -54,7 +54,7 @@ class ReducerServiceServicer:
     """Folds actions into the state of keys: `(state, action) -> (state', events)`, by pure functions registered by name.
 
     The node keeps nothing: every fold is committed through the store. Every refusal carries an ErrorInfo, see errors.proto; a
-    refusal of the store passes through as it is.
+    refusal of the store passes through as it is, and a store that cannot be reached is NODE_UNAVAILABLE.
     """
 
     def Reduce(self, request, context):
@@ -105,7 +105,7 @@ class ReducerService:
     """Folds actions into the state of keys: `(state, action) -> (state', events)`, by pure functions registered by name.
 
     The node keeps nothing: every fold is committed through the store. Every refusal carries an ErrorInfo, see errors.proto; a
-    refusal of the store passes through as it is.
+    refusal of the store passes through as it is, and a store that cannot be reached is NODE_UNAVAILABLE.
     """
 
     @staticmethod

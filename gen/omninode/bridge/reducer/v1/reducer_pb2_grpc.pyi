@@ -16,7 +16,7 @@ class ReducerServiceStub:
     """Folds actions into the state of keys: `(state, action) -> (state', events)`, by pure functions registered by name.
 
     The node keeps nothing: every fold is committed through the store. Every refusal carries an ErrorInfo, see errors.proto; a
-    refusal of the store passes through as it is.
+    refusal of the store passes through as it is, and a store that cannot be reached is NODE_UNAVAILABLE.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -40,7 +40,7 @@ class ReducerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Folds actions into the state of keys: `(state, action) -> (state', events)`, by pure functions registered by name.
 
     The node keeps nothing: every fold is committed through the store. Every refusal carries an ErrorInfo, see errors.proto; a
-    refusal of the store passes through as it is.
+    refusal of the store passes through as it is, and a store that cannot be reached is NODE_UNAVAILABLE.
     """
 
     @_abc_1.abstractmethod

@@ -30,6 +30,17 @@ def from_struct(struct: Struct, field: str) -> dict[str, Json]:
     return _object(struct, field, 1)
 
 
+def to_text(struct: Struct, field: str, limit: int) -> str:
+    """The canonical text of `struct`. Raises InvalidArgument as from_struct does, and where it is more than `limit` bytes."""
+    if not struct.fields:
+        return "{}"
+    text = canonical(from_struct(struct, field))
+    size = len(text.encode())
+    if size > limit:
+        raise invalid_field(field, f"must be at most {limit} bytes as JSON", size_bytes=str(size))
+    return text
+
+
 def to_struct(text: str) -> Struct:
     """The Struct of a JSON object's text."""
     return json_format.Parse(text, Struct())

@@ -16,7 +16,6 @@ from services.cli.window import pack
 
 Answer = TypeVar("Answer")
 
-DEFAULT_NAMESPACE = "omninode.services.metadata"
 UNARY_BYTES = 10 * 1024 * 1024 + 64 * 1024
 """The largest file that goes by a unary call: 10 MiB of content and 64 KiB of stamps in it. Only a node can tell the two apart."""
 BATCH_COUNT = 500

@@ -15,9 +15,9 @@ from signal import SIGKILL
 
 from omninode.bridge.stamping.v1 import stamping_pb2
 from omninode.bridge.stamping.v1.stamping_pb2_grpc import StampingServiceStub
+from services.chassis.boundary import DEFAULT_NAMESPACE
 from services.chassis.keeper import Died, Event, Healthy, Started
 from services.cli import console, report
-from services.cli.batch import DEFAULT_NAMESPACE
 from services.cli.failure import CommandError
 from services.cli.ledger import walk
 from services.cli.tree import File

@@ -17,9 +17,10 @@ from blake3 import blake3
 
 from omninode.bridge.errors.v1 import errors_pb2
 from omninode.bridge.stamping.v1 import stamping_pb2, stamping_pb2_grpc
+from services.chassis.boundary import DEFAULT_NAMESPACE
 from services.chassis.errors import BridgeError, from_message
 from services.cli import batch, document, target
-from services.cli.batch import DEFAULT_NAMESPACE, Document
+from services.cli.batch import Document
 from services.cli.failure import Failed
 from services.cli.tree import File
 from services.cli.window import in_order

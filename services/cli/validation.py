@@ -13,9 +13,10 @@ import grpc
 
 from omninode.bridge.errors.v1 import errors_pb2
 from omninode.bridge.stamping.v1 import stamping_pb2, stamping_pb2_grpc
+from services.chassis.boundary import DEFAULT_NAMESPACE
 from services.chassis.errors import BridgeError, NotFound
 from services.cli import document, target
-from services.cli.batch import DEFAULT_NAMESPACE, UNARY_BYTES
+from services.cli.batch import UNARY_BYTES
 from services.cli.failure import Failed
 from services.cli.tree import File
 from services.cli.window import in_order

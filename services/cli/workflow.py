@@ -16,10 +16,11 @@ import grpc
 from blake3 import blake3
 
 from omninode.bridge.orchestrator.v1 import orchestrator_pb2, orchestrator_pb2_grpc
+from services.chassis.boundary import DEFAULT_NAMESPACE
 from services.chassis.errors import BridgeError, from_message
 from services.chassis.identity import op_id
 from services.cli import batch, target
-from services.cli.batch import DEFAULT_NAMESPACE, UNARY_BYTES, Document
+from services.cli.batch import UNARY_BYTES, Document
 from services.cli.failure import Failed
 from services.cli.stamping import Placement, Stamped
 from services.cli.tree import File

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pydantic_core
 from blake3 import blake3
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from omninode.bridge.errors.v1 import errors_pb2
+from services.chassis.boundary import REQUEST_ID_CHARACTERS, FilePath, Name, RequestId
 from services.chassis.errors import (
     Aborted,
     AlreadyExists,
     BridgeError,
     DeadlineExceeded,
     FailedPrecondition,
-    FieldViolation,
     InvalidArgument,
     NotFound,
     ResourceExhausted,
@@ -28,19 +28,10 @@ from services.chassis.identity import op_id
 
 COLLECTION = "workflow"
 REDUCER = "stamping_workflow"
-DEFAULT_NAMESPACE = "omninode.services.metadata"
 
 _MIB = 1024 * 1024
 _FAULT = (13, "INTERNAL_ERROR", "internal error")
 """gRPC's INTERNAL, as an interceptor answers it."""
-_REQUEST_ID_CHARACTERS = 255
-"""The stamping node's bound."""
-
-
-class ContentTooLarge(InvalidArgument):
-    """The content is larger than a workflow takes."""
-
-    reason = errors_pb2.ERROR_REASON_CONTENT_TOO_LARGE
 
 
 class ContentMismatch(InvalidArgument):
@@ -100,26 +91,6 @@ class Limits(BaseModel):
     """A workflow's metadata, as JSON; it stands in its state, and in its stamp."""
     held_bytes: int = Field(256 * _MIB, gt=0)
     """Requests of calls under way, in all; with their copies they take up to three times as much memory. One alone always fits."""
-
-
-def _relative(value: str) -> str:
-    if "\0" in value:
-        raise ValueError("must not hold U+0000")
-    if value.startswith("/"):
-        raise ValueError("must be relative")
-    if ".." in value and ".." in value.split("/"):
-        raise ValueError("must not hold a segment `..`")
-    if len(value) > _PATH_BYTES // 4 and len(value.encode()) > _PATH_BYTES:
-        raise ValueError(f"must be at most {_PATH_BYTES} bytes")
-    return value
-
-
-_PATH_BYTES = 4096
-"""Linux's own bound of a path."""
-
-RequestId = Annotated[str, StringConstraints(max_length=_REQUEST_ID_CHARACTERS, pattern=r"^[^\p{C}\p{Zl}\p{Zp}]+$")]
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,255}$")]
-FilePath = Annotated[str, AfterValidator(_relative)]
 
 
 class Origin(BaseModel):
@@ -315,17 +286,7 @@ def action_id(workflow_id: str, action_type: str, step: str, epoch: int) -> str:
 def effect_id(workflow_id: str, step: str) -> str:
     """The request_id of a step's effect, the same on every attempt of every owner."""
     plain = f"{workflow_id}/{step}"
-    return plain if len(plain) <= _REQUEST_ID_CHARACTERS else f"{digest_of(workflow_id.encode())}/{step}"
-
-
-def check_size(field: str, size: int, limit: int) -> None:
-    """Raises ContentTooLarge, naming `field`, where `size` bytes are more than `limit`."""
-    if size > limit:
-        raise ContentTooLarge(
-            f"{field}: {size} bytes are more than the {limit} that this call takes",
-            metadata={"field": field, "size_bytes": str(size), "limit_bytes": str(limit)},
-            violations=[FieldViolation(field, f"must be at most {limit} bytes")],
-        )
+    return plain if len(plain) <= REQUEST_ID_CHARACTERS else f"{digest_of(workflow_id.encode())}/{step}"
 
 
 def check_content(workflow: Workflow, size: int, digest: str) -> None:

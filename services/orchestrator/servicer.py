@@ -10,12 +10,12 @@ from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.message import Message
-from google.protobuf.struct_pb2 import Struct
 from pydantic import ValidationError
 
 from omninode.bridge.errors.v1 import errors_pb2
 from omninode.bridge.orchestrator.v1 import orchestrator_pb2, orchestrator_pb2_grpc
 from omninode.bridge.stamping.v1 import stamping_pb2
+from services.chassis.boundary import DEFAULT_NAMESPACE, check_size
 from services.chassis.call_context import correlation_id
 from services.chassis.coalesce import QueueFull
 from services.chassis.errors import (
@@ -27,16 +27,14 @@ from services.chassis.errors import (
     reason_of,
     to_message,
 )
-from services.chassis.json_struct import canonical, from_struct
+from services.chassis.json_struct import to_text
 from services.chassis.timestamp import to_timestamp
 from services.orchestrator.domain import (
-    DEFAULT_NAMESPACE,
     Limits,
     Origin,
     Submission,
     Workflow,
     WorkflowName,
-    check_size,
     default_workflow_id,
     digest_of,
     refusal,
@@ -166,21 +164,12 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         # Read once: every access of a bytes field copies it.
         content = request.content
         check_size("content", len(content), self._limits.content_bytes + self._limits.stamp_bytes)
-        metadata = self._metadata(request.metadata)
+        metadata = to_text(request.metadata, "metadata", self._limits.metadata_bytes)
         digest = digest_of(content) if len(content) <= _INLINE_BYTES else await asyncio.to_thread(digest_of, content)
         submission = Submission(origin, content, digest, metadata)
         if len(content) > self._limits.content_bytes:
             await self._peer.check_content(submission)
         return submission
-
-    def _metadata(self, struct: Struct) -> str:
-        if not struct.fields:
-            return "{}"
-        text = canonical(from_struct(struct, "metadata"))
-        size, limit = len(text.encode()), self._limits.metadata_bytes
-        if size > limit:
-            raise invalid_field("metadata", f"must be at most {limit} bytes as JSON", size_bytes=str(size))
-        return text
 
 
 def _to_message(workflow: Workflow) -> orchestrator_pb2.Workflow:

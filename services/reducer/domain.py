@@ -17,6 +17,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from pydantic_core import from_json, to_json
 
 from omninode.bridge.errors.v1 import errors_pb2
+from services.chassis.boundary import WITHOUT_NUL, Boundary, Digest, Key, LeaseName, Name
 from services.chassis.errors import FailedPrecondition, FieldViolation, InvalidArgument, invalid_field
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
@@ -33,7 +34,6 @@ BLOB_COUNT = 16
 """Blobs of a commit: the store's bound."""
 BLOB_REF_COUNT = 100
 """References to blobs of a commit: the store's bound."""
-_ID_CHARACTERS = 440
 _BLOBS_BYTES = 12 * _MIB
 """Blobs of an action in all, so that the commit with its state and events stays below the 16 MiB of a message."""
 _MAX_DEPTH = 64
@@ -102,32 +102,10 @@ def _check(value: Json, depth: int) -> None:
                 _check(item, depth + 1)
 
 
-def _short_id(key: str) -> str:
-    # The pattern cannot count: a Unicode class 440 times over is more than the regex engine takes.
-    if len(key) > _ID_CHARACTERS and len(key.partition("/")[2]) > _ID_CHARACTERS:
-        raise ValueError(f"must have an id of at most {_ID_CHARACTERS} characters")
-    return key
-
-
 def _together(blobs: tuple[Blob, ...]) -> tuple[Blob, ...]:
     if sum(len(blob.content) for blob in blobs) > _BLOBS_BYTES:
         raise ValueError(f"must be at most {_BLOBS_BYTES} bytes in all")
     return blobs
-
-
-_WITHOUT_NUL = r"^[^\x00]*$"
-Key = Annotated[
-    str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,63}/[^\p{C}\p{Zl}\p{Zp}]+$"), AfterValidator(_short_id)
-]
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,255}$")]
-LeaseName = Annotated[str, StringConstraints(max_length=255, pattern=r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$")]
-Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$", to_lower=True)]
-
-
-class _Boundary(BaseModel):
-    """A value that came in from outside; it reads a message's attributes, which bear the same names."""
-
-    model_config = ConfigDict(frozen=True, from_attributes=True)
 
 
 class Condition(IntEnum):
@@ -137,7 +115,7 @@ class Condition(IntEnum):
     NOT_HELD = 2
 
 
-class Guard(_Boundary):
+class Guard(Boundary):
     """A lease that a commit depends on."""
 
     lease: LeaseName
@@ -145,14 +123,14 @@ class Guard(_Boundary):
     condition: Condition
 
 
-class Blob(_Boundary):
+class Blob(Boundary):
     """Bytes by their digest."""
 
     digest: Digest
     content: Annotated[bytes, Field(max_length=_MIB)]
 
 
-class Action(_Boundary):
+class Action(Boundary):
     """Something that happened to a key."""
 
     key: Key
@@ -162,12 +140,12 @@ class Action(_Boundary):
     payload_json: Annotated[JsonObject, PlainValidator(_payload)]
     occur_time: AwareDatetime
     """The only time that a fold sees."""
-    correlation_id: Annotated[str, StringConstraints(max_length=128, pattern=_WITHOUT_NUL)]
+    correlation_id: Annotated[str, StringConstraints(max_length=128, pattern=WITHOUT_NUL)]
     guards: Annotated[tuple[Guard, ...], Field(max_length=16)]
     blobs: Annotated[tuple[Blob, ...], Field(max_length=BLOB_COUNT), AfterValidator(_together)]
     blob_refs: Annotated[tuple[Digest, ...], Field(max_length=BLOB_REF_COUNT)]
-    effect_id: Annotated[str, StringConstraints(max_length=512, pattern=_WITHOUT_NUL)]
-    actor: Annotated[str, StringConstraints(max_length=255, pattern=_WITHOUT_NUL)]
+    effect_id: Annotated[str, StringConstraints(max_length=512, pattern=WITHOUT_NUL)]
+    actor: Annotated[str, StringConstraints(max_length=255, pattern=WITHOUT_NUL)]
 
     @property
     def size(self) -> int:

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from services.reducer.domain import EventKind, Name
+from services.chassis.boundary import Name
+from services.reducer.domain import EventKind
 from services.reducer.machine import (
     OCCUR_TIME,
     PAYLOAD,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias, TypeVar
 
@@ -25,6 +24,7 @@ from services.chassis.errors import (
     to_message,
 )
 from services.chassis.identity import event_id
+from services.chassis.turns import in_turns
 from services.reducer.domain import Action, Limits, Reducers
 from services.reducer.folding import Folded, Folder, GaveUp, Outcome
 
@@ -60,12 +60,12 @@ class ReducerServicer(reducer_pb2_grpc.ReducerServiceServicer):
         count, most = len(request.actions), self._limits.batch_items
         if not 1 <= count <= most:
             raise invalid_field("actions", f"must hold 1 to {most} actions", item_count=str(count))
-        prepared = [self._prepared(message) async for message in _in_turns(request.actions)]
+        prepared = [self._prepared(message) async for message in in_turns(request.actions)]
         outcomes = iter(await self._folder.fold([action for action in prepared if isinstance(action, Action)]))
         response = reducer_pb2.BatchReduceResponse()
         room = self._limits.answer_state_bytes
         last = {action.key: index for index, action in enumerate(request.actions)} if request.last_states_only else None
-        async for index, action in _in_turns(enumerate(prepared)):
+        async for index, action in in_turns(enumerate(prepared)):
             outcome = action if isinstance(action, BridgeError) else next(outcomes)
             result = response.results.add()
             if isinstance(outcome, BridgeError) and not isinstance(outcome, Unavailable | ResourceExhausted):
@@ -118,18 +118,6 @@ class ReducerServicer(reducer_pb2_grpc.ReducerServiceServicer):
 
 def _guard(guard: store_pb2.Guard) -> dict[str, object]:
     return {"lease": guard.lease, "epoch": guard.epoch, "condition": guard.condition}
-
-
-_TURN_ITEMS = 25
-"""Items of a batch between two turns of the event loop: a millisecond, in which the store's answers and other calls wait."""
-
-
-async def _in_turns(items: Iterable[_T]) -> AsyncIterator[_T]:
-    """The items; other tasks get their turn in between."""
-    for position, item in enumerate(items, start=1):
-        if position % _TURN_ITEMS == 0:
-            await asyncio.sleep(0)
-        yield item
 
 
 @contextmanager

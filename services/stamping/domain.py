@@ -9,25 +9,19 @@ from datetime import UTC, datetime
 from typing import Annotated, NamedTuple
 
 from blake3 import blake3
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from omninode.bridge.errors.v1 import errors_pb2
-from services.chassis.errors import AlreadyExists, FieldViolation, InvalidArgument, NotFound
+from services.chassis.boundary import Digest, FilePath, Name, RequestId, check_size
+from services.chassis.errors import AlreadyExists, InvalidArgument, NotFound
 from services.chassis.identity import op_id
 from services.stamping import embedding
 from services.stamping.content_type import content_type
 
-DEFAULT_NAMESPACE = "omninode.services.metadata"
 METADATA_VERSION = "0.1"
 PROTOCOL_VERSION = "1.0"
 
 _MIB = 1024 * 1024
-
-
-class ContentTooLarge(InvalidArgument):
-    """The content is larger than the call takes; send it by stream, or in smaller batches."""
-
-    reason = errors_pb2.ERROR_REASON_CONTENT_TOO_LARGE
 
 
 class StreamOutOfOrder(InvalidArgument):
@@ -69,34 +63,13 @@ class Limits(BaseModel):
     """Content up to this is worked on in the event loop; more goes to a thread: reading it would stall other calls."""
 
 
-def _relative(value: str) -> str:
-    if "\0" in value:
-        raise ValueError("must not hold U+0000")
-    if value.startswith("/"):
-        raise ValueError("must be relative")
-    if ".." in value and ".." in value.split("/"):
-        raise ValueError("must not hold a segment `..`")
-    if len(value) > _PATH_BYTES // 4 and len(value.encode()) > _PATH_BYTES:
-        raise ValueError(f"must be at most {_PATH_BYTES} bytes")
-    return value
-
-
-_PATH_BYTES = 4096
-"""Linux's own bound of a path."""
-
-RequestId = Annotated[str, StringConstraints(max_length=255, pattern=r"^[^\p{C}\p{Zl}\p{Zp}]+$")]
-Namespace = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,255}$")]
-FilePath = Annotated[str, AfterValidator(_relative)]
-Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$", to_lower=True)]
-
-
 class Origin(BaseModel):
     """Who asks for a stamp, and of what file."""
 
     model_config = ConfigDict(frozen=True)
 
     request_id: RequestId
-    namespace: Namespace
+    namespace: Name
     file_path: FilePath
 
 
@@ -105,7 +78,7 @@ class Place(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    namespace: Namespace
+    namespace: Name
     file_path: FilePath
 
 
@@ -115,7 +88,7 @@ class LedgerKey(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     digest: Digest
-    namespace: Namespace
+    namespace: Name
 
 
 class StampQuery(BaseModel):
@@ -123,7 +96,7 @@ class StampQuery(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    namespace: Namespace
+    namespace: Name
     content_type: Annotated[str, StringConstraints(max_length=255)]
     file_path_prefix: FilePath
     created_after: datetime | None
@@ -168,16 +141,6 @@ class Recorded(NamedTuple):
 
     stamp: Stamp
     created: bool
-
-
-def check_size(field: str, size: int, limit: int) -> None:
-    """Raises ContentTooLarge, naming `field`, where `size` bytes are more than `limit`."""
-    if size > limit:
-        raise ContentTooLarge(
-            f"{field}: {size} bytes are more than the {limit} that this call takes",
-            metadata={"field": field, "size_bytes": str(size), "limit_bytes": str(limit)},
-            violations=[FieldViolation(field, f"must be at most {limit} bytes")],
-        )
 
 
 def body_of(content: bytes, file_path: str, limits: Limits) -> bytes:

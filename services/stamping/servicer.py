@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import grpc
 from blake3 import blake3
-from google.protobuf.struct_pb2 import Struct
 from pydantic import ValidationError
 
 from omninode.bridge.stamping.v1 import stamping_pb2, stamping_pb2_grpc
 from services.chassis import paging, timestamp
+from services.chassis.boundary import DEFAULT_NAMESPACE, check_size
 from services.chassis.errors import (
     BridgeError,
     ResourceExhausted,
@@ -23,11 +23,11 @@ from services.chassis.errors import (
     invalid_field,
     to_message,
 )
-from services.chassis.json_struct import canonical, from_struct, to_struct
+from services.chassis.json_struct import from_struct, to_struct, to_text
+from services.chassis.turns import in_turns
 from services.stamping import embedding
 from services.stamping.content_type import HEAD_BYTES, content_type
 from services.stamping.domain import (
-    DEFAULT_NAMESPACE,
     METADATA_VERSION,
     PROTOCOL_VERSION,
     Claim,
@@ -42,7 +42,6 @@ from services.stamping.domain import (
     Verdict,
     block_fields,
     body_of,
-    check_size,
     claim_of_content,
     claim_of_digest,
     read,
@@ -97,11 +96,11 @@ class StampingServicer(stamping_pb2_grpc.StampingServiceServicer):
         if not 1 <= len(items) <= self._limits.batch_items:
             raise invalid_field("items", f"must hold 1 to {self._limits.batch_items} items", item_count=str(len(items)))
         check_size("items", sum(len(item.content) for item in items), self._limits.batch_bytes)
-        prepared: list[tuple[Claim, bytes] | BridgeError] = [self._prepared(item) async for item in _in_turns(items)]
+        prepared: list[tuple[Claim, bytes] | BridgeError] = [self._prepared(item) async for item in in_turns(items)]
         claims = [claimed[0] for claimed in prepared if not isinstance(claimed, BridgeError)]
         outcomes = iter(await self._stamps.add_many(claims))
         response = stamping_pb2.BatchCreateStampsResponse()
-        async for index, claimed in _in_turns(enumerate(prepared)):
+        async for index, claimed in in_turns(enumerate(prepared)):
             outcome, body = (claimed, b"") if isinstance(claimed, BridgeError) else (next(outcomes), claimed[1])
             if isinstance(outcome, Unavailable | ResourceExhausted):
                 raise outcome
@@ -119,7 +118,7 @@ class StampingServicer(stamping_pb2_grpc.StampingServiceServicer):
         if header is None or header.WhichOneof("frame") != "header":
             raise StreamOutOfOrder("header: must be the first message of the stream", metadata={"expected": "header"})
         origin = _origin(header.header)
-        metadata = self._metadata(header.header.metadata)
+        metadata = to_text(header.header.metadata, "metadata", self._limits.metadata_bytes)
         hasher = blake3()
         head = b""
         size = 0
@@ -226,7 +225,7 @@ class StampingServicer(stamping_pb2_grpc.StampingServiceServicer):
         origin = _origin(request)
         content = request.content
         body = body_of(content, origin.file_path, self._limits)
-        metadata = self._metadata(request.metadata)
+        metadata = to_text(request.metadata, "metadata", self._limits.metadata_bytes)
         claim = claim_of_content(origin, content, body, metadata, embed=request.embed, stamp_id=self._new_id())
         return claim, body
 
@@ -238,27 +237,6 @@ class StampingServicer(stamping_pb2_grpc.StampingServiceServicer):
             return error
         except ValidationError as error:
             return from_validation(error)
-
-    def _metadata(self, struct: Struct) -> str:
-        if not struct.fields:
-            return "{}"
-        text = canonical(from_struct(struct, "metadata"))
-        size, limit = len(text.encode()), self._limits.metadata_bytes
-        if size > limit:
-            raise invalid_field("metadata", f"must be at most {limit} bytes as JSON", size_bytes=str(size))
-        return text
-
-
-_TURN_ITEMS = 25
-"""Items of a batch between two turns of the event loop: a millisecond, in which the database's answers and other calls wait."""
-
-
-async def _in_turns(items: Iterable[_T]) -> AsyncIterator[_T]:
-    """The items; other tasks get their turn in between."""
-    for position, item in enumerate(items, start=1):
-        if position % _TURN_ITEMS == 0:
-            await asyncio.sleep(0)
-        yield item
 
 
 _FORMS = {

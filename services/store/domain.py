@@ -14,6 +14,16 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import from_json
 
 from omninode.bridge.errors.v1 import errors_pb2
+from services.chassis.boundary import (
+    PRINTABLE,
+    WITHOUT_NUL,
+    Boundary,
+    Digest,
+    Key,
+    LeaseName,
+    Name,
+    RequestId,
+)
 from services.chassis.errors import (
     AlreadyExists,
     BridgeError,
@@ -111,9 +121,6 @@ EXTRAS_BYTES = 64 * _KIB
 INLINE_BLOB_BYTES = _MIB
 """A blob in a commit; it passes through one SQL statement with everyone else's."""
 _HEADERS_BYTES = 8 * _KIB
-_KEY_ID_CHARACTERS = 440
-_TEXT = r"^[^\p{C}\p{Zl}\p{Zp}]+$"
-_WITHOUT_NUL = r"^[^\x00]*$"
 # After an even number of backslashes, which are escaped backslashes, and not after an odd one.
 _NUL = "\\u0000"
 _ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
@@ -171,37 +178,17 @@ def _time(value: Any) -> datetime | None:
     return to_time(value) if value is not None and (value.seconds or value.nanos) else None
 
 
-def _key_id(key: str) -> str:
-    # Not in the pattern: 440 times that class is more than a compiled pattern may hold.
-    if len(key) - key.index("/") - 1 > _KEY_ID_CHARACTERS:
-        raise ValueError(f"must have an id of at most {_KEY_ID_CHARACTERS} characters")
-    return key
-
-
-Key = Annotated[
-    str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,63}/[^\p{C}\p{Zl}\p{Zp}]+$"), AfterValidator(_key_id)
-]
 Collection = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,63}$")]
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,255}$")]
-RequestId = Annotated[str, StringConstraints(max_length=255, pattern=_TEXT)]
-Owner = Annotated[str, StringConstraints(max_length=255, pattern=_TEXT)]
-LeaseName = Annotated[str, StringConstraints(max_length=255, pattern=r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*$")]
+Owner = Annotated[str, StringConstraints(max_length=255, pattern=PRINTABLE)]
 LeasePrefix = Annotated[str, StringConstraints(max_length=255, pattern=r"^[A-Za-z0-9_./-]*$")]
-Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$", to_lower=True)]
 Epoch = Annotated[int, Field(ge=0)]
 Ttl = Annotated[timedelta, Field(ge=timedelta(milliseconds=100), le=timedelta(hours=1))]
 """Below a tenth of a second renewals would be most of the traffic; after an hour a dead owner should be missed."""
 
 
-class _Boundary(BaseModel):
-    """A value that came in from outside; it reads a message's attributes, which bear the same names."""
-
-    model_config = ConfigDict(frozen=True, from_attributes=True)
-
-
-_Short = Annotated[str, StringConstraints(max_length=255, pattern=_WITHOUT_NUL)]
-_HeaderValue = Annotated[str, StringConstraints(max_length=_HEADERS_BYTES, pattern=_WITHOUT_NUL)]
-_Long = Annotated[str, StringConstraints(max_length=512, pattern=_WITHOUT_NUL)]
+_Short = Annotated[str, StringConstraints(max_length=255, pattern=WITHOUT_NUL)]
+_HeaderValue = Annotated[str, StringConstraints(max_length=_HEADERS_BYTES, pattern=WITHOUT_NUL)]
+_Long = Annotated[str, StringConstraints(max_length=512, pattern=WITHOUT_NUL)]
 
 
 class EventKind(IntEnum):
@@ -211,7 +198,7 @@ class EventKind(IntEnum):
     INTENT = 2
 
 
-class Event(_Boundary):
+class Event(Boundary):
     """An event for the outbox."""
 
     event_id: Annotated[str, AfterValidator(_unset)]
@@ -223,20 +210,20 @@ class Event(_Boundary):
     headers: Annotated[dict[_Short, _HeaderValue], Field(max_length=64), AfterValidator(_headers)]
 
 
-class Provenance(_Boundary):
+class Provenance(Boundary):
     """Who did an action, and on whose behalf; empty text and None where it is unsaid."""
 
     effect_id: _Long
     actor: _Short
     occur_time: Annotated[datetime | None, BeforeValidator(_time)]
-    correlation_id: Annotated[str, StringConstraints(max_length=128, pattern=_WITHOUT_NUL)]
+    correlation_id: Annotated[str, StringConstraints(max_length=128, pattern=WITHOUT_NUL)]
 
 
 UNSAID = Provenance(effect_id="", actor="", occur_time=None, correlation_id="")
 """The provenance of an action that has none."""
 
 
-class Action(_Boundary):
+class Action(Boundary):
     """One action that a commit records."""
 
     action_id: uuid.UUID
@@ -246,7 +233,7 @@ class Action(_Boundary):
     events: Annotated[tuple[Event, ...], Field(max_length=100)]
 
 
-class Projection(_Boundary):
+class Projection(Boundary):
     """What the projection of a key is to show."""
 
     tag: _Short
@@ -262,7 +249,7 @@ class Condition(IntEnum):
     NOT_HELD = 2
 
 
-class Guard(_Boundary):
+class Guard(Boundary):
     """A lease that a commit depends on."""
 
     lease: LeaseName
@@ -275,7 +262,7 @@ class Guard(_Boundary):
         return self.condition is Condition.HELD
 
 
-class Blob(_Boundary):
+class Blob(Boundary):
     """Bytes by their digest."""
 
     digest: Digest
@@ -294,7 +281,7 @@ ABSENT = 0
 """The expectation that the key does not exist."""
 
 
-class Commit(_Boundary):
+class Commit(Boundary):
     """A new state of a key. `expected` is the current version, ABSENT or ANY."""
 
     key: Key
@@ -379,7 +366,7 @@ class NotApplied(NamedTuple):
 Outcome: TypeAlias = Committed | Conflict | Duplicate | Fenced
 
 
-class Append(_Boundary):
+class Append(Boundary):
     """Events without a state."""
 
     request_id: RequestId
@@ -394,7 +381,7 @@ class Appended(NamedTuple):
     offset: int
 
 
-class StateKey(_Boundary):
+class StateKey(Boundary):
     """What names a state."""
 
     key: Key
@@ -409,7 +396,7 @@ class OpenKey(NamedTuple):
     updated_at: datetime
 
 
-class OpenKeysQuery(_Boundary):
+class OpenKeysQuery(Boundary):
     """Which open keys to list; no partitions means all."""
 
     collection: Collection
@@ -425,7 +412,7 @@ class Lease(NamedTuple):
     expires_at: datetime
 
 
-class LeaseRequest(_Boundary):
+class LeaseRequest(Boundary):
     """Asks for a lease."""
 
     name: LeaseName
@@ -433,14 +420,14 @@ class LeaseRequest(_Boundary):
     ttl: Ttl
 
 
-class LeaseEpoch(_Boundary):
+class LeaseEpoch(Boundary):
     """A lease and the epoch with which it is held."""
 
     name: LeaseName
     epoch: Epoch
 
 
-class Renewal(_Boundary):
+class Renewal(Boundary):
     """Leases of one owner that are to be renewed."""
 
     owner: Owner
@@ -448,7 +435,7 @@ class Renewal(_Boundary):
     ttl: Ttl
 
 
-class LeaseRelease(_Boundary):
+class LeaseRelease(Boundary):
     """A lease that its owner ends."""
 
     name: LeaseName
@@ -456,13 +443,13 @@ class LeaseRelease(_Boundary):
     epoch: Epoch
 
 
-class LeaseQuery(_Boundary):
+class LeaseQuery(Boundary):
     """Which leases to list."""
 
     prefix: LeasePrefix
 
 
-class BlobKey(_Boundary):
+class BlobKey(Boundary):
     """What names a blob."""
 
     digest: Digest

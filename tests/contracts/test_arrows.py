@@ -30,6 +30,7 @@ IMPURE = {
 }
 """What a pure room has no use for: I/O, clocks, randomness, other tasks."""
 PURE_CHASSIS = {
+    "services.chassis.boundary",
     "services.chassis.errors",
     "services.chassis.identity",
     "services.chassis.timestamp",

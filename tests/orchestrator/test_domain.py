@@ -18,7 +18,6 @@ from services.chassis.contracts import ContractError
 from services.chassis.identity import BRIDGE
 from services.orchestrator.domain import (
     ContentMismatch,
-    ContentTooLarge,
     Coordination,
     Origin,
     RequestIdReused,
@@ -33,7 +32,6 @@ from services.orchestrator.domain import (
     WorkflowState,
     action_id,
     check_content,
-    check_size,
     completion,
     default_workflow_id,
     effect_id,
@@ -142,13 +140,6 @@ def test_an_effect_bears_the_same_id_on_every_attempt_and_fits_the_stamping_node
     long = {effect_id("a" * 254 + end, "stamp_creation") for end in "ab"}
     assert len(long) == 2
     assert all(len(name) <= 255 and name.endswith("/stamp_creation") for name in long)
-
-
-def test_content_is_bounded_by_name() -> None:
-    check_size("content", 10, 10)
-    with pytest.raises(ContentTooLarge) as caught:
-        check_size("content", 11, 10)
-    assert caught.value.metadata == {"field": "content", "size_bytes": "11", "limit_bytes": "10"}
 
 
 @pytest.mark.parametrize(("size", "digest"), [(4, STATE["content_digest"]), (3, "0" * 64)], ids=["size", "digest"])

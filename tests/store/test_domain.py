@@ -12,15 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from services.chassis.boundary import Digest, Key, LeaseName
 from services.chassis.errors import BridgeError, InvalidArgument
 from services.chassis.identity import partition_of
 from services.store.domain import (
     Blob,
     BlobDigestMismatch,
     Commit,
-    Digest,
-    Key,
-    LeaseName,
     check_blobs,
     refuse_repeated_actions,
 )

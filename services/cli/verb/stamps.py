@@ -13,8 +13,8 @@ from typing import Annotated
 import typer
 
 from omninode.bridge.stamping.v1 import stamping_pb2, stamping_pb2_grpc
+from services.chassis.boundary import DEFAULT_NAMESPACE
 from services.cli import console, interruption, report
-from services.cli.batch import DEFAULT_NAMESPACE
 from services.cli.failure import CommandError, Failed
 from services.cli.ledger import walk
 from services.cli.option import AsJson, Namespace

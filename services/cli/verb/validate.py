@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
+from services.chassis.boundary import DEFAULT_NAMESPACE
 from services.cli import console, interruption, report
-from services.cli.batch import DEFAULT_NAMESPACE
 from services.cli.failure import FAILURE, Failed, complain
 from services.cli.option import AsJson, Namespace, Paths
 from services.cli.target import STAMPING, StampingTarget

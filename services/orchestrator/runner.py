@@ -1,6 +1,6 @@
 """Runs the workflows of the partitions that this replica holds: those handed over by who took them in, and those found unfinished.
 
-What the other nodes are asked, and how, is peer.py's; who holds which partition is chassis/partitions'.
+How one workflow runs is run.py's, how other nodes are called peer.py's, who holds which partition chassis/partitions'.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ import asyncio
 import contextlib
 import contextvars
 import logging
-import random
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -23,29 +22,16 @@ from services.orchestrator.admission import Admission
 from services.orchestrator.domain import (
     Coordination,
     Fenced,
-    Retry,
-    Step,
-    StepName,
-    StepTimedOut,
     Workflow,
-    WorkflowState,
-    check_content,
-    completion,
-    digest_of,
-    failure,
-    is_transient,
     workflow_of,
 )
-from services.orchestrator.peer import Owner, Peer, Reduced, Report, stamp_json
+from services.orchestrator.peer import Owner, Peer, Reduced
+from services.orchestrator.run import Run
 
 ROLE = "orchestrator"
 WORK = "runner"
 
 _log = logging.getLogger(__name__)
-_REPORTING = Retry(max_attempts=1, initial_backoff_seconds=0.05, max_backoff_seconds=1.0)
-"""Between attempts to report: without end, for what was done is to be recorded, and a lost lease ends the run."""
-_INLINE_BYTES = 1024 * 1024
-"""Content up to this is hashed in the event loop, in less than a millisecond; more goes to a thread."""
 
 
 class RunnerSettings(BaseModel):
@@ -64,141 +50,6 @@ class RunnerSettings(BaseModel):
     its end, and saves a commit."""
     wait_poll_seconds: float = Field(0.5, gt=0)
     """Between two looks at a workflow that a caller waits for and another replica runs."""
-
-
-class _StepFailed(Exception):
-    """A step has failed for good."""
-
-    def __init__(self, attempt_count: int, cause: Exception) -> None:
-        super().__init__(attempt_count, cause)
-        self.attempt_count = attempt_count
-        self.cause = cause
-
-
-class _Run:
-    """One workflow on its way to its end, from the last step that was recorded."""
-
-    def __init__(
-        self,
-        peer: Peer,
-        coordination: Coordination,
-        settings: RunnerSettings,
-        *,
-        workflow: Workflow,
-        owner: Owner,
-        content: bytes | None,
-    ) -> None:
-        self._peer = peer
-        self._coordination = coordination
-        self._settings = settings
-        self._workflow = workflow
-        self._owner = owner
-        self._known_content = content
-        self._steps: Mapping[StepName, Callable[[], Awaitable[dict[str, Any]]]] = {
-            StepName.VALIDATE_INPUT: self._validate_input,
-            StepName.HASH_GENERATION: self._generate_hash,
-            StepName.STAMP_CREATION: self._create_stamp,
-            StepName.EVENT_PUBLISHING: self._publish_events,
-        }
-
-    async def finish(self) -> Reduced:
-        """Does what is left, and returns the workflow's end. Raises Fenced where another replica runs it."""
-        if self._workflow.state is not WorkflowState.PENDING:
-            return await self._report(await self._perform_steps())
-        started = self._peer.report_of("started")
-        announcing: list[asyncio.Task[Reduced]] = []
-        timer = asyncio.get_running_loop().call_later(
-            self._settings.announce_seconds,
-            lambda: announcing.append(asyncio.create_task(self._report([started]))),
-        )
-        try:
-            reports = await self._perform_steps()
-            timer.cancel()
-            if not announcing:
-                return await self._report([started, *reports])
-            await announcing[0]
-            return await self._report(reports)
-        finally:
-            timer.cancel()
-            for task in announcing:
-                task.cancel()
-
-    async def _perform_steps(self) -> list[Report]:
-        """What is to be reported of the steps that are left: together, in one commit, for what is done again gives the same."""
-        reports: list[Report] = []
-        for step in self._coordination.remaining(self._workflow):
-            try:
-                attempt_count, result = await self._perform(step)
-            except _StepFailed as failed:
-                payload = failure(step.name, failed.attempt_count, failed.cause)
-                return [*reports, self._peer.report_of("failed", step.name, payload)]
-            payload = completion(step.name, attempt_count, result)
-            reports.append(self._peer.report_of("step_completed", step.name, payload))
-        return [*reports, self._peer.report_of("completed")]
-
-    async def _perform(self, step: Step) -> tuple[int, dict[str, Any]]:
-        """Attempts the step until it is done; returns how often, and its result. Raises _StepFailed."""
-        now = asyncio.get_running_loop().time
-        began = now()
-        attempt_count = 0
-        while True:
-            attempt_count += 1
-            try:
-                return attempt_count, await self._attempt(step)
-            except BridgeError as error:
-                cause: Exception = error
-            except Exception as error:
-                _log.exception("fault in a step", extra={"workflow_id": self._workflow.workflow_id, "step": step.name})
-                cause = error
-            wait = step.wait(cause, attempt_count, now() - began, random.random())  # noqa: S311 (spreads, hides nothing)
-            if wait is None:
-                raise _StepFailed(attempt_count, cause)
-            await asyncio.sleep(wait)
-
-    async def _attempt(self, step: Step) -> dict[str, Any]:
-        try:
-            async with asyncio.timeout(step.timeout_seconds):
-                return await self._steps[step.name]()
-        except TimeoutError as error:
-            raise StepTimedOut from error
-
-    async def _validate_input(self) -> dict[str, Any]:
-        content = await self._content()
-        check_content(self._workflow, len(content), self._workflow.content_digest)
-        return {}
-
-    async def _generate_hash(self) -> dict[str, Any]:
-        content = await self._content()
-        if len(content) <= _INLINE_BYTES:
-            digest = digest_of(content)
-        else:
-            digest = await asyncio.to_thread(digest_of, content)
-        check_content(self._workflow, len(content), digest)
-        return {"digest": digest}
-
-    async def _create_stamp(self) -> dict[str, Any]:
-        answer = await self._peer.create_stamp(self._workflow, await self._content())
-        return {"stamp": stamp_json(answer.stamp), "created": answer.created}
-
-    async def _publish_events(self) -> dict[str, Any]:
-        # The commit that records this step publishes them all: they are rows of the outbox in its transaction.
-        return {}
-
-    async def _content(self) -> bytes:
-        if self._known_content is None:
-            self._known_content = await self._peer.content(self._workflow.content_digest)
-        return self._known_content
-
-    async def _report(self, reports: list[Report]) -> Reduced:
-        attempt_count = 0
-        while True:
-            attempt_count += 1
-            try:
-                return await self._peer.report(self._workflow, self._owner, reports)
-            except BridgeError as error:
-                if not is_transient(error):
-                    raise
-            await asyncio.sleep(_REPORTING.backoff(attempt_count, random.random()))  # noqa: S311 (spreads, hides nothing)
 
 
 class Runner:
@@ -283,7 +134,14 @@ class Runner:
 
     def _begin(self, workflow: Workflow, partition: int, content: bytes | None, correlation_id: str) -> None:
         owner = Owner(lease_name(ROLE, WORK, partition), self._epochs[partition], correlation_id)
-        run = _Run(self._peer, self._coordination, self._settings, workflow=workflow, owner=owner, content=content)
+        run = Run(
+            self._peer,
+            self._coordination,
+            workflow=workflow,
+            owner=owner,
+            content=content,
+            announce_seconds=self._settings.announce_seconds,
+        )
         task = self._spawn(self._carry(workflow, run))
         # Not in the task itself: one that is cancelled before its first turn runs none of its code.
         task.add_done_callback(partial(self._leave, workflow))
@@ -294,7 +152,7 @@ class Runner:
         if self._runs.get(workflow.workflow_id, (None, None))[1] is task:
             del self._runs[workflow.workflow_id]
 
-    async def _carry(self, workflow: Workflow, run: _Run) -> None:
+    async def _carry(self, workflow: Workflow, run: Run) -> None:
         details = {"workflow_id": workflow.workflow_id}
         try:
             self._tell(workflow.workflow_id, await run.finish())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -36,17 +35,14 @@ from services.orchestrator.domain import (
     Workflow,
     WorkflowName,
     default_workflow_id,
-    digest_of,
     refusal,
     workflow_of,
 )
 from services.orchestrator.peer import Peer, Reduced
+from services.orchestrator.run import hashed
 from services.orchestrator.runner import Runner
 
 _Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
-
-_INLINE_BYTES = 1024 * 1024
-"""Content up to this is hashed in the event loop, in less than a millisecond; more goes to a thread."""
 
 
 class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
@@ -165,8 +161,7 @@ class OrchestratorServicer(orchestrator_pb2_grpc.OrchestratorServiceServicer):
         content = request.content
         check_size("content", len(content), self._limits.content_bytes + self._limits.stamp_bytes)
         metadata = to_text(request.metadata, "metadata", self._limits.metadata_bytes)
-        digest = digest_of(content) if len(content) <= _INLINE_BYTES else await asyncio.to_thread(digest_of, content)
-        submission = Submission(origin, content, digest, metadata)
+        submission = Submission(origin, content, await hashed(content), metadata)
         if len(content) > self._limits.content_bytes:
             await self._peer.check_content(submission)
         return submission

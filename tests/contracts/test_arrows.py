@@ -39,7 +39,7 @@ PURE_CHASSIS = {
 IMPURE_ROOMS = {"servicer", "repository", "node"}
 """The rooms of every node that do I/O."""
 WORKERS = {
-    "orchestrator": {"admission", "peer", "runner"},
+    "orchestrator": {"admission", "peer", "run", "runner"},
     "reducer": {"folding", "mailbox", "store"},
 }
 """The rooms of a node where its tasks work and its calls to other nodes are made. Every other module of a node is pure."""

@@ -5,14 +5,15 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 UV := 0.13.8
 DEMO_PATH ?= .
+KILL ?= orchestrator
 ONLY ?=
 
 .PHONY: help demo up test check gen bench migrate lock setup clean
 help: ## these lines
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
-demo: $(READY) ## stamp a copy of this tree (or DEMO_PATH=folder) on a mesh of its own
-	@$(BIN)/omnibridge demo "$(DEMO_PATH)"
+demo: $(READY) ## stamp a copy of this tree (or DEMO_PATH=folder) on a mesh of its own, and kill -9 a node (KILL=node) meanwhile
+	@$(BIN)/omnibridge demo --kill "$(KILL)" "$(DEMO_PATH)"
 
 up: $(READY) ## run the mesh in the foreground until Ctrl-C
 	@$(BIN)/omnibridge up

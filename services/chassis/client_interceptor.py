@@ -23,10 +23,21 @@ class NodeUnavailable(Unavailable):
     reason = errors_pb2.ERROR_REASON_NODE_UNAVAILABLE
 
 
+_GONE = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+)
+"""None of these without details is a node's own word: its bugs come as INTERNAL with a reason."""
+
+
 def _raised(error: grpc.aio.AioRpcError, method: str | bytes) -> Exception:
-    """What the caller sees of `error`; gRPC's own UNAVAILABLE would tell of addresses, and give no reason."""
+    """What the caller sees of `error`. What gRPC itself says of a node that is gone, or that cuts a call off when it stops, would
+    tell of addresses and streams, and give no reason.
+    """
     refusal = from_rpc_error(error)
-    if isinstance(refusal, Unavailable) and not has_details(error):
+    if error.code() in _GONE and not has_details(error):
         service = (method if isinstance(method, str) else method.decode()).split("/")[1]
         return NodeUnavailable(f"{service}: no node answers", metadata={"service": service})
     return refusal or error

@@ -123,8 +123,7 @@ class Cluster:
 
     def _create(self, identity: Identity | None, *, durable: bool) -> None:
         """Make it in a sibling and rename that, so that what is interrupted is never taken for a cluster."""
-        for stale in self.path.parent.glob(f"{self.path.name}.new-*"):
-            shutil.rmtree(stale, ignore_errors=True)
+        self._remove_leftovers()
         try:
             new = Path(tempfile.mkdtemp(prefix=f"{self.path.name}.new-", dir=self.path.parent))
             if identity:
@@ -133,8 +132,14 @@ class Cluster:
             new.rename(self.path)
             if durable:
                 _sync(self.path.parent)
+            # Again: an initdb that was killed just before may have gone on writing for a moment.
+            self._remove_leftovers()
         except OSError as error:
             raise FolderRefused(f"{self.path} cannot be made: {error.strerror}") from error
+
+    def _remove_leftovers(self) -> None:
+        for stale in self.path.parent.glob(f"{self.path.name}.new-*"):
+            shutil.rmtree(stale, ignore_errors=True)
 
     def _run_initdb(self, new: Path, identity: Identity | None, *, durable: bool) -> None:
         command = [

@@ -85,6 +85,7 @@ class Coalescer(Generic[Item, Result]):
         weight: Callable[[Item], int] | None = None,
         max_weight: int = 0,
         max_waiting: int = 20_000,
+        max_waiting_weight: int | None = None,
         max_in_flight: int = 2,
         retryable: Callable[[Exception], bool] = spoiled_by_an_item,
     ) -> None:
@@ -96,6 +97,7 @@ class Coalescer(Generic[Item, Result]):
         `weight` and `max_weight` bound a batch in bytes, too; an item that is heavier goes alone.
         `max_waiting`: items not taken yet. 20,000 are about one second of the best rate measured for whole commits on two cores:
         a longer queue only turns overload into missed deadlines.
+        `max_waiting_weight` bounds those by weight, too; one alone is always taken.
         `max_in_flight`: batches at once. One goes out whatever it holds, a further one only when it is full and has nothing left
         to gather: so the database has its next statement while this process still works on the answers of the last.
         `retryable` says of a failure whether the batch is tried again in halves; otherwise it goes to every caller of the batch.
@@ -107,9 +109,11 @@ class Coalescer(Generic[Item, Result]):
         self._weight = weight
         self._max_weight = max_weight
         self._max_waiting = max_waiting
+        self._max_waiting_weight = max_waiting_weight
         self._max_in_flight = max_in_flight
         self._retryable = retryable
         self._waiting = 0
+        self._waiting_weight = 0
         # The first entry of each key of which none is in flight, in the order of the keys' turns.
         self._ready: OrderedDict[Hashable, _Entry[Item, Result]] = OrderedDict()
         self._ready_weight = 0
@@ -162,6 +166,10 @@ class Coalescer(Generic[Item, Result]):
             raise Stopped
         if self._waiting + len(entries) > self._max_waiting:
             raise QueueFull(metadata={"limit": str(self._max_waiting)})
+        weight, most = sum(entry.weight for entry in entries), self._max_waiting_weight
+        if most is not None and self._waiting_weight and self._waiting_weight + weight > most:
+            raise QueueFull(metadata={"limit_bytes": str(most)})
+        self._waiting_weight += weight
         self._enqueue(entries)
         self._wake()
         try:
@@ -191,6 +199,7 @@ class Coalescer(Generic[Item, Result]):
     def _unlink(self, entry: _Entry[Item, Result]) -> None:
         before, behind = entry.before, entry.behind
         self._waiting -= 1
+        self._waiting_weight -= entry.weight
         if behind is not None:
             behind.before = before
         elif before is not None:
@@ -238,6 +247,7 @@ class Coalescer(Generic[Item, Result]):
         for entry in batch:
             entry.taken = True
             self._ready_weight -= entry.weight
+            self._waiting_weight -= entry.weight
         self._waiting -= len(batch)
         return batch
 

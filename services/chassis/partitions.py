@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from itertools import islice
 from typing import Self
@@ -22,7 +22,9 @@ from services.chassis.errors import BridgeError
 
 _log = logging.getLogger(__name__)
 _PAGE = 1000
-"""The store's largest page of leases: more than the partitions and replicas of a role."""
+"""The store's largest page of leases."""
+_RENEWALS = 500
+"""As many as the store renews in one call."""
 
 
 class PartitionSettings(BaseModel):
@@ -102,11 +104,6 @@ class Partitions:
         self._held: dict[str, _Held] = {}
         self._running: asyncio.Task[None] | None = None
 
-    def epoch_of(self, partition: int) -> int | None:
-        """The epoch with which this replica holds the partition; None where it does not."""
-        held = self._held.get(self._lease(partition))
-        return held.epoch if held else None
-
     def owned(self) -> list[int]:
         """The partitions that this replica holds, in order."""
         return sorted(held.partition for held in self._held.values() if held.partition is not None)
@@ -164,8 +161,12 @@ class Partitions:
         return name not in self._held and leases.get(name, self._owner) == self._owner
 
     async def _renew(self) -> None:
+        held = [store_pb2.LeaseEpoch(name=name, epoch=held.epoch) for name, held in self._held.items()]
+        for start in range(0, len(held), _RENEWALS):
+            await self._renew_some(held[start : start + _RENEWALS])
+
+    async def _renew_some(self, asked: Sequence[store_pb2.LeaseEpoch]) -> None:
         sent = _now()
-        asked = [store_pb2.LeaseEpoch(name=name, epoch=held.epoch) for name, held in self._held.items()]
         request = store_pb2.RenewLeasesRequest(owner=self._owner, leases=asked, ttl=self._ttl)
         response = await self._store.RenewLeases(request, timeout=self._interval)
         for lease, renewed in zip(asked, response.leases, strict=True):

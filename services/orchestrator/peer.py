@@ -37,8 +37,12 @@ from services.orchestrator.domain import (
 
 _CHUNK_BYTES = 256 * 1024
 """A message of an upload: large enough to be few, small enough to pass between other calls."""
-_ANSWERED_STATES = 10
-"""Times that metadata stands in the answer to a workflow's last report: in the state and its stamp, after each of five actions."""
+_ANSWERED = 2
+"""Times that metadata stands in the answer to a workflow's last report: in the state, and in its stamp."""
+_MESSAGE_ACTIONS = 500
+"""What the reducer takes in one message."""
+_REPORT_ACTIONS = 6
+"""Of a workflow's last report: started, four steps, completed."""
 
 
 class MessageSettings(BaseModel):
@@ -51,7 +55,7 @@ class MessageSettings(BaseModel):
     message_bytes: int = Field(8 * 1024 * 1024, gt=0, le=12 * 1024 * 1024)
     """Contents and metadata in one message, which with all that stands beside them stays below 16 MiB, and so does its answer."""
     upload_seconds: float = Field(60.0, gt=0)
-    """For content that is stored or read by itself; a stream has no other deadline."""
+    """For content that is stored or read by itself; what reads it within a step has that step's time besides."""
 
 
 class Owner(NamedTuple):
@@ -120,8 +124,7 @@ class Peer:
         self._groups: Coalescer[_Group, Reduced] = Coalescer(
             self._reduce,
             key=lambda group: group.actions[0].key,
-            # 500 actions are a message of the reducer's; a workflow's last report has five.
-            max_batch=100,
+            max_batch=_MESSAGE_ACTIONS // _REPORT_ACTIONS,
             weight=lambda group: group.weight,
             max_weight=settings.message_bytes,
         )
@@ -172,7 +175,7 @@ class Peer:
             )
             for report in reports
         ]
-        weight = _ANSWERED_STATES * max(len(report.payload) for report in reports)
+        weight = _ANSWERED * max(len(report.payload) for report in reports)
         return await self._groups.submit(_Group(actions, weight))
 
     async def check_content(self, submission: Submission) -> None:

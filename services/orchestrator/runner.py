@@ -30,6 +30,8 @@ from services.orchestrator.run import Run
 
 ROLE = "orchestrator"
 WORK = "runner"
+_QUEUE = 100
+"""Found workflows of large content that wait for room; what is beyond it is found again."""
 
 _log = logging.getLogger(__name__)
 
@@ -40,9 +42,11 @@ class RunnerSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     concurrency: int = Field(1000, gt=0)
-    """Workflows at once; each waits for commits, which are shared, so many cost little more than few."""
+    """Workflows at once, half of them of small content and half of large; each waits for commits, which are shared, so many cost
+    little more than few."""
     memory_bytes: int = Field(64 * 1024 * 1024, gt=0)
-    """Contents held at once; workflows beyond it wait in the store, and are read from there in their turn."""
+    """Contents held at once, half of it small ones and half large ones; workflows beyond it wait in the store, and are read from
+    there in their turn."""
     poll_seconds: float = Field(2.0, gt=0)
     """Between two looks for unfinished workflows that nobody handed over: another replica took them in, or their run broke off."""
     announce_seconds: float = Field(0.1, ge=0)
@@ -71,6 +75,7 @@ class Runner:
         self._runs: dict[str, tuple[int, asyncio.Task[None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._listeners: dict[str, set[asyncio.Future[Workflow | None]]] = {}
+        self._queued: set[str] = set()
         self._unreadable: set[str] = set()
         self._wake = asyncio.Event()
 
@@ -191,17 +196,29 @@ class Runner:
         if not partitions:
             return
         async for page in self._peer.open_workflows(partitions):
-            idle = [(workflow_id, partition) for workflow_id, partition in page if workflow_id not in self._runs]
+            idle = [
+                (workflow_id, partition)
+                for workflow_id, partition in page
+                if workflow_id not in self._runs and workflow_id not in self._queued
+            ]
             found = await asyncio.gather(
                 *(self._peer.workflow(workflow_id) for workflow_id, _ in idle), return_exceptions=True
             )
-            resumed = []
+            small = []
             for (workflow_id, partition), workflow in zip(idle, found, strict=True):
                 if isinstance(workflow, BaseException):
                     self._complain(workflow_id, workflow)
-                else:
-                    resumed.append(self._resume(workflow, partition))
-            await asyncio.gather(*resumed)
+                elif self._peer.shares_messages(workflow.size_bytes):
+                    small.append(self._resume(workflow, partition))
+                elif len(self._queued) < _QUEUE:
+                    self._queue(workflow, partition)
+            await asyncio.gather(*small)
+
+    def _queue(self, workflow: Workflow, partition: int) -> None:
+        """Resumes a workflow of large content when there is room: the next pages, and small contents, do not wait for it."""
+        self._queued.add(workflow.workflow_id)
+        waiting = self._spawn(self._resume(workflow, partition))
+        waiting.add_done_callback(lambda _: self._queued.discard(workflow.workflow_id))
 
     def _complain(self, workflow_id: str, cause: BaseException) -> None:
         details = {"workflow_id": workflow_id}

@@ -59,7 +59,7 @@ class Limits(BaseModel):
 
     batch_items: int = Field(500, gt=0)
     """Actions of a batch: what the store takes in one."""
-    answer_state_bytes: int = Field(12 * _MIB, gt=0)
+    answer_state_bytes: int = Field(12 * _MIB, ge=_MIB, le=12 * _MIB)
     """States in the answer to a batch, so that it stays below the 16 MiB of a message; further ones are left out."""
 
 

@@ -46,9 +46,9 @@ class FoldingSettings(BaseModel):
     """Payloads and blobs that gather in one commit; a larger action goes alone. Events and states repeat what payloads say, so the
     commit is a few times as large, and a message holds 16 MiB."""
     waiting_actions: int = Field(20_000, gt=0)
-    """Actions that wait for their commit; about a second of work. A longer queue only turns overload into missed deadlines."""
+    """Actions that have no outcome yet; some seconds of work. A longer queue only turns overload into missed deadlines."""
     waiting_bytes: int = Field(128 * 1024 * 1024, gt=0)
-    """Payloads and blobs that wait, for the node's memory has other uses."""
+    """Payloads and blobs of these, for the node's memory has other uses."""
     attempts: int = Field(5, gt=0)
     """Commits of a fold that may come after another writer's. A key that loses five in a row has two owners, not bad luck."""
     backoff_initial: float = Field(0.010, gt=0)

@@ -132,12 +132,14 @@ class Mailboxes(Generic[Outcome]):
         try:
             while group := self._take(mailbox):
                 await self._settle(group)
+                # Not when it is taken out, nor when its senders leave: until here it takes memory.
+                self._count_out(group)
         finally:
             del self._by_key[key]
             # Some are left only where this worker was cancelled.
-            for letter in mailbox:
-                self._count_out(letter)
-            for letter in (*group, *mailbox):
+            left = (*group, *mailbox)
+            self._count_out(left)
+            for letter in left:
                 letter.end(Stopped())
 
     def _take(self, mailbox: deque[Letter[Outcome]]) -> list[Letter[Outcome]]:
@@ -151,10 +153,11 @@ class Mailboxes(Generic[Outcome]):
                 elif not load.takes(letter, self._max_bytes):
                     break
                 group.append(letter)
+            else:
+                self._count_out([letter])
             mailbox.popleft()
-            self._count_out(letter)
         return group
 
-    def _count_out(self, letter: Letter[Outcome]) -> None:
-        self._waiting -= 1
-        self._waiting_bytes -= letter.size
+    def _count_out(self, letters: Sequence[Letter[Outcome]]) -> None:
+        self._waiting -= len(letters)
+        self._waiting_bytes -= sum(letter.size for letter in letters)

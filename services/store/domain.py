@@ -94,8 +94,8 @@ class Limits(BaseModel):
 
     batch_items: int = Field(500, gt=0)
     """Items of a batch: what one SQL statement takes best."""
-    answer_state_bytes: int = Field(8 * _MIB, gt=0)
-    """States in one answer, so that it stays below the 16 MiB of a message with all that stands beside them."""
+    answer_state_bytes: int = Field(8 * _MIB, ge=_MIB, le=12 * _MIB)
+    """States in one answer, so that it stays below the 16 MiB of a message with all that stands beside them; one always fits."""
     blob_bytes: int = Field(64 * _MIB, gt=0)
     """The largest blob; a workflow's content is at most 10 MiB."""
     blob_chunk_bytes: int = Field(_MIB, gt=0, le=_MIB)
@@ -174,8 +174,8 @@ def _headers(headers: dict[str, str]) -> dict[str, str]:
 
 
 def _time(value: Any) -> datetime | None:
-    """A protobuf Timestamp as a time; the zero Timestamp, which is what an unset field reads as, is none."""
-    return to_time(value) if value is not None and (value.seconds or value.nanos) else None
+    """A protobuf Timestamp as a time; None where there is none."""
+    return None if value is None else to_time(value)
 
 
 Collection = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,63}$")]

@@ -58,8 +58,17 @@ def _action(action: store_pb2.CommitAction) -> dict[str, object]:
         "action_id": action.action_id,
         "fingerprint": action.fingerprint,
         "type": action.type,
-        "provenance": action.provenance if action.HasField("provenance") else UNSAID,
+        "provenance": _provenance(action.provenance) if action.HasField("provenance") else UNSAID,
         "events": [_new_event(event) for event in action.events],
+    }
+
+
+def _provenance(provenance: store_pb2.Provenance) -> dict[str, object]:
+    return {
+        "effect_id": provenance.effect_id,
+        "actor": provenance.actor,
+        "occur_time": provenance.occur_time if provenance.HasField("occur_time") else None,
+        "correlation_id": provenance.correlation_id,
     }
 
 

@@ -411,6 +411,29 @@ async def test_a_caller_cancelled_after_its_item_was_taken_leaves_the_batch_alon
     assert ledger.written == rows
 
 
+async def test_a_queue_that_is_full_by_weight_refuses_and_a_lone_heavy_item_is_taken() -> None:
+    ledger = Ledger()
+    gate = ledger.hold()
+    writer: Coalescer[Row, str] = Coalescer(
+        ledger.write,
+        lambda row: row.key,
+        weight=lambda row: row.serial,
+        max_weight=10,
+        max_waiting_weight=100,
+        max_in_flight=1,
+    )
+    flying = asyncio.create_task(writer.submit(Row(1, "flying")))
+    await asyncio.wait_for(ledger.begun.wait(), BOUND)
+    heavy = asyncio.create_task(writer.submit(Row(1000, "heavy")))
+    await turns()
+    with pytest.raises(QueueFull) as refusal:
+        await writer.submit(Row(2, "refused"))
+    assert refusal.value.metadata == {"limit_bytes": "100"}
+    gate.set()
+    assert (await flying, await heavy) == ("written 1", "written 1000")
+    assert await writer.submit_many([Row(60, "a"), Row(40, "b")]) == ["written 60", "written 40"]
+
+
 async def test_a_full_queue_refuses_at_once_and_a_cancelled_caller_makes_room() -> None:
     ledger = Ledger()
     gate = ledger.hold()

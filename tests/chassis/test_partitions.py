@@ -128,7 +128,10 @@ async def test_one_replica_holds_every_partition_with_the_stores_own_epochs(stor
     async with replica(store, "one") as one:
         await one.until(lambda: len(one.working) == COUNT)
         assert one.partitions.owned() == list(range(COUNT))
-        assert {partition: one.partitions.epoch_of(partition) for partition in range(COUNT)} == one.working
+        leases = await store.ListLeases(store_pb2.ListLeasesRequest(prefix="orchestrator/runner/"))
+        assert {lease.name: lease.epoch for lease in leases.leases} == {
+            lease_name("orchestrator", "runner", partition): epoch for partition, epoch in one.working.items()
+        }
         assert await holders(store) == {lease_name("orchestrator", "runner", n): "one" for n in range(COUNT)}
 
 
@@ -202,7 +205,7 @@ async def test_a_lease_that_another_has_is_lost_at_the_next_renewal(store: Store
         taking.ttl.FromSeconds(60)
         assert (await store.AcquireLease(taking)).acquired
         await one.until(lambda: 3 not in one.working)
-        assert one.partitions.epoch_of(3) is None
+        assert 3 not in one.partitions.owned()
         assert len(one.working) == COUNT - 1
 
 
@@ -261,3 +264,47 @@ def test_a_replica_counts_itself_before_the_store_does() -> None:
 def test_a_margin_that_leaves_no_time_to_renew_is_refused() -> None:
     with pytest.raises(ValidationError, match="margin_seconds must be less"):
         PartitionSettings(ttl_seconds=3, margin_seconds=1)
+
+
+class ManyPartitions:
+    """A store of more partitions than one call renews."""
+
+    count = 600
+
+    def __init__(self) -> None:
+        self.renewed: list[int] = []
+        self.renewed_twice = asyncio.Event()
+        self._owners: dict[str, str] = {}
+
+    async def DescribeStore(self, _request: Any, **_options: Any) -> store_pb2.DescribeStoreResponse:
+        return store_pb2.DescribeStoreResponse(partition_count=self.count)
+
+    async def ListLeases(self, _request: Any, **_options: Any) -> store_pb2.ListLeasesResponse:
+        leases = [store_pb2.Lease(name=name, owner=owner) for name, owner in self._owners.items()]
+        return store_pb2.ListLeasesResponse(leases=leases)
+
+    async def AcquireLease(self, request: Any, **_options: Any) -> store_pb2.AcquireLeaseResponse:
+        self._owners[request.name] = request.owner
+        return store_pb2.AcquireLeaseResponse(acquired=True, lease=store_pb2.Lease(name=request.name, epoch=1))
+
+    async def RenewLeases(self, request: Any, **_options: Any) -> store_pb2.RenewLeasesResponse:
+        self.renewed.append(len(request.leases))
+        if len(self.renewed) == 4:
+            self.renewed_twice.set()
+        return store_pb2.RenewLeasesResponse(leases=[store_pb2.RenewedLease(held=True) for _ in request.leases])
+
+    async def ReleaseLease(self, _request: Any, **_options: Any) -> store_pb2.ReleaseLeaseResponse:
+        return store_pb2.ReleaseLeaseResponse(released=True)
+
+
+async def test_more_partitions_than_one_call_renews_are_held_on() -> None:
+    store = ManyPartitions()
+    one = Replica(store, "one")
+    one.partitions.start()
+    try:
+        await one.until(lambda: len(one.working) == store.count)
+        await asyncio.wait_for(store.renewed_twice.wait(), BOUND)
+        assert store.renewed[:4] == [500, 101, 500, 101]
+        assert len(one.working) == store.count
+    finally:
+        await one.partitions.aclose()

@@ -12,8 +12,17 @@ from omninode.bridge.orchestrator.v1 import orchestrator_pb2
 from omninode.bridge.reducer.v1 import reducer_pb2
 from omninode.bridge.store.v1 import store_pb2
 from services.chassis.errors import Aborted, BridgeError, NotFound, ResourceExhausted, Unavailable, to_message
-from services.orchestrator.domain import Limits, Origin, ReducerGaveUp, Submission, Workflow, digest_of, workflow_of
-from services.orchestrator.peer import MessageSettings, Peer, Reduced
+from services.orchestrator.domain import (
+    Limits,
+    Origin,
+    ReducerGaveUp,
+    StepName,
+    Submission,
+    Workflow,
+    digest_of,
+    workflow_of,
+)
+from services.orchestrator.peer import MessageSettings, Owner, Peer, Reduced
 from services.orchestrator.servicer import OrchestratorServicer
 
 STATE = {
@@ -27,6 +36,9 @@ STATE = {
     "steps": [],
     "submit_time": "2026-01-02T03:04:05.000000Z",
 }
+
+
+STEPS = list(StepName)
 
 
 class FakeStub:
@@ -184,3 +196,27 @@ async def test_only_who_runs_a_workflow_that_was_known_before_looks_whether_it_h
     response = await servicer.RunWorkflow(orchestrator_pb2.RunWorkflowRequest(submission=submitted), unused)
     assert response.workflow.workflow_id == "w"
     assert looked == [not created]
+
+
+async def test_no_message_holds_more_actions_than_the_reducer_takes() -> None:
+    def answer(request: reducer_pb2.BatchReduceRequest) -> reducer_pb2.BatchReduceResponse:
+        results = [reducer_pb2.BatchReduceResult(committed=reducer_pb2.Folded(version=2)) for _ in request.actions]
+        return reducer_pb2.BatchReduceResponse(results=results)
+
+    reducer = FakeStub(BatchReduce=answer)
+    peer = peer_of(reducer=reducer)
+    owner = Owner("orchestrator/runner/1", 1, "")
+    reports = [
+        peer.report_of("started"),
+        *(peer.report_of("step_completed", step) for step in STEPS),
+        peer.report_of("completed"),
+    ]
+    await asyncio.gather(
+        *(
+            peer.report(workflow_of(json.dumps({**STATE, "workflow_id": f"w{number}"}), 1), owner, reports)
+            for number in range(200)
+        )
+    )
+    sizes = [len(request.actions) for request in reducer.requests]
+    assert sum(sizes) == 200 * len(reports)
+    assert 400 < max(sizes) <= 500

@@ -286,7 +286,7 @@ async def test_a_workflow_taken_in_by_one_replica_and_run_by_another_ends_for_wh
         async with orchestrator(others, partitions=BRIEF) as (two, two_stub):
             await two.owning(COUNT // 2)
             ids = [f"w{n}" for n in range(12)]
-            holders = {two.partitions.epoch_of(partition_of(key_of(name), COUNT)) is not None for name in ids}
+            holders = {partition_of(key_of(name), COUNT) in two.partitions.owned() for name in ids}
             assert holders == {True, False}
             workflows = await asyncio.gather(
                 *(
@@ -309,8 +309,9 @@ async def test_an_owner_that_was_fenced_changes_nothing_and_says_nothing(
         gate = paused.stamping.answers["BatchCreateStamps"] = Gate()
         await stub.SubmitWorkflow(request)
         await asyncio.wait_for(gate.reached.wait(), BOUND)
-        epoch = paused.partitions.epoch_of(partition)
-        await others.store.ReleaseLease(store_pb2.ReleaseLeaseRequest(name=name, owner=paused.owner, epoch=epoch or 0))
+        (held,) = (await others.store.ListLeases(store_pb2.ListLeasesRequest(prefix=name))).leases
+        releasing = store_pb2.ReleaseLeaseRequest(name=name, owner=paused.owner, epoch=held.epoch)
+        assert (await others.store.ReleaseLease(releasing)).released
         taking = store_pb2.AcquireLeaseRequest(name=name, owner="heir")
         taking.ttl.FromSeconds(60)
         assert (await others.store.AcquireLease(taking)).acquired

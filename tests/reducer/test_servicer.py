@@ -144,7 +144,7 @@ async def test_five_hundred_actions_on_one_key_are_one_batch_and_one_commit(
 
 
 async def test_states_that_an_answer_has_no_room_for_are_left_out(store_target: str) -> None:
-    async with reducer_stub(store_target, limits=Limits(answer_state_bytes=600)) as stub:
+    async with reducer_stub(store_target, limits=Limits.model_construct(answer_state_bytes=600)) as stub:
         actions = [message(type_, payload) for type_, payload in WALK[:4]]
         results = (await stub.BatchReduce(pb.BatchReduceRequest(actions=actions))).results
     assert [bool(result.committed.state_json) for result in results] == [True, False, False, False]

@@ -117,7 +117,7 @@ async def test_the_room_for_states_is_counted_in_bytes() -> None:
     whole = (await batch(FakeStub(), Limits(), actions=actions)).results
     size = len(whole[0].committed.state_json.encode())
     for room, shown in ((2 * size, [True, True]), (2 * size - 1, [True, False]), (size - 1, [False, False])):
-        results = (await batch(FakeStub(), Limits(answer_state_bytes=room), actions=actions)).results
+        results = (await batch(FakeStub(), Limits.model_construct(answer_state_bytes=room), actions=actions)).results
         assert [bool(result.committed.state_json) for result in results] == shown
 
 

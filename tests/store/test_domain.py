@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -149,3 +150,11 @@ def test_of_an_atomic_batch_the_commits_that_repeat_an_action_are_refused(batch:
         repeats = any(number in earlier for earlier in batch[:place] for number in numbers)
         assert isinstance(checked[place + 1], BridgeError) == repeats
         assert repeats or checked[place + 1] is commits[place + 1]
+
+
+def test_an_action_may_have_occurred_at_the_epoch_and_unsaid_is_another_thing() -> None:
+    said, unsaid = action(), action()
+    said.provenance.occur_time.SetInParent()
+    unsaid.provenance.actor = "somebody"
+    times = [made.provenance.occur_time for made in to_commit(commit(actions=[said, unsaid])).actions]
+    assert times == [datetime(1970, 1, 1, tzinfo=UTC), None]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 from collections.abc import AsyncIterator
 
 import pytest
@@ -54,3 +56,15 @@ async def test_of_two_first_nodes_at_once_the_later_takes_what_the_earlier_made(
             later = asyncio.create_task(PartitionRepository(database).count())
             await until_waiting(watcher)
         assert await later == 3
+
+
+async def test_a_node_whose_setting_contradicts_the_database_does_not_start(
+    database: Database, database_url: str
+) -> None:
+    await PartitionRepository(database, 5).count()
+    environment = {**os.environ, "DATABASE_URL": database_url, "OMNIBRIDGE_STORE__LOG__PARTITIONS": "6"}
+    command = [sys.executable, "-m", "services.cli.main", "serve", "store"]
+    node = await asyncio.create_subprocess_exec(*command, env=environment, stderr=asyncio.subprocess.PIPE)
+    _, said = await asyncio.wait_for(node.communicate(), 60)
+    assert node.returncode == 1
+    assert b"omnibridge: store: the database has 5 partitions and the setting log.partitions says 6" in said

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from uuid import UUID
 
 import pytest
+from blake3 import blake3
 
 from omninode.bridge.store.v1 import store_pb2 as pb
 from omninode.bridge.store.v1.store_pb2_grpc import StoreServiceStub
@@ -145,3 +146,19 @@ async def test_events_that_waited_for_their_place_are_later_also_by_the_clock(
     assert calling.result().events[0].offset == 1
     ((appended_at,),) = await rows(database_url, "SELECT committed_at FROM workflow_commits WHERE commit_offset = 1")
     assert appended_at > held_until
+
+
+async def test_two_atomic_batches_that_want_what_the_other_has_are_both_committed(stub: StoreServiceStub) -> None:
+    contents = [b"%d" % number for number in range(30)]
+    blobs = [pb.Blob(digest=blake3(content).hexdigest(), content=content) for content in contents]
+    blobs.sort(key=lambda blob: blob.digest)
+    one, two = next(keys_in(1)), next(keys_in(2))
+
+    def batch(key: str, ordered: Sequence[pb.Blob]) -> pb.BatchTryCommitRequest:
+        return pb.BatchTryCommitRequest(items=[commit(key, blobs=[blob]) for blob in ordered], atomic=True)
+
+    answers = await asyncio.gather(
+        stub.BatchTryCommit(batch(one, blobs)), stub.BatchTryCommit(batch(two, list(reversed(blobs))))
+    )
+
+    assert [[result.committed.version for result in answer.results] for answer in answers] == [[*range(1, 31)]] * 2

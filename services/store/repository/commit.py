@@ -19,6 +19,8 @@ from services.store.repository.row import ACTION_KEY, to_columns, to_outcomes
 
 _ROUNDS = 5
 """A commit is tried anew when another replica's came first; each round sees what that one committed."""
+_WAITING_BYTES = 256 * 1024 * 1024
+"""Of commits that wait for their statement; a node's memory has other uses."""
 _BATCH_BYTES = 16 * 1024 * 1024
 """States, blobs and events of one statement: as much as one request may hold. More would only make everyone behind it wait."""
 
@@ -176,7 +178,12 @@ class CommitRepository:
         self._database = database
         self._partitions = partitions
         self._commits: Coalescer[Commit, Outcome] = Coalescer(
-            self._write, key=_key, order=_key, weight=_weight, max_weight=_BATCH_BYTES
+            self._write,
+            key=_key,
+            order=_key,
+            weight=_weight,
+            max_weight=_BATCH_BYTES,
+            max_waiting_weight=_WAITING_BYTES,
         )
 
     async def close(self) -> None:
@@ -211,6 +218,9 @@ class CommitRepository:
             except ConstraintViolated as error:
                 if error.constraint != ACTION_KEY:
                     raise
+            except TransactionConflict:
+                # Its statements take their rows in order, its waves do not: two such batches may want what the other has.
+                continue
         raise _lost_every_race()
 
     async def _write(self, commits: Sequence[Commit]) -> Sequence[Outcome | BridgeError]:

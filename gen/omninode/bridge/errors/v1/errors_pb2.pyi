@@ -174,6 +174,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
         { "reason": "NODE_UNAVAILABLE", "domain": "bridge.omninode",
           "metadata": { "service": "omninode.bridge.store.v1.StoreService" } }
     """
+    ERROR_REASON_NODE_MISCONFIGURED: _ErrorReason.ValueType  # 27
+    """The node's settings contradict what its database holds. UNAVAILABLE: another replica may serve, and an operator must look.
+
+        { "reason": "NODE_MISCONFIGURED", "domain": "bridge.omninode", "metadata": { "partition_count": "16", "setting": "32" } }
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call, or one item of a batch, was refused."""
@@ -320,6 +325,11 @@ not known: send it again with the same request_id.
 
     { "reason": "NODE_UNAVAILABLE", "domain": "bridge.omninode",
       "metadata": { "service": "omninode.bridge.store.v1.StoreService" } }
+"""
+ERROR_REASON_NODE_MISCONFIGURED: ErrorReason.ValueType  # 27
+"""The node's settings contradict what its database holds. UNAVAILABLE: another replica may serve, and an operator must look.
+
+    { "reason": "NODE_MISCONFIGURED", "domain": "bridge.omninode", "metadata": { "partition_count": "16", "setting": "32" } }
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 

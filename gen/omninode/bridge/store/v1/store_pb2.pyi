@@ -978,7 +978,7 @@ class ListOpenKeysRequest(_message.Message):
     """The next_page_token of the page before, with the same query; empty for the first page."""
     @_builtins.property
     def partitions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Only keys of these partitions; empty means all."""
+        """Only keys of these partitions, at most 1,024 of 0 to 32,767; empty means all."""
 
     def __init__(
         self,

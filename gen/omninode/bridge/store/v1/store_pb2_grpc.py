@@ -34,7 +34,7 @@ class StoreServiceStub:
     nothing without its partition.
 
     Every refusal carries an ErrorInfo, see errors.proto. Every call that meets PostgreSQL may end with DATABASE_UNAVAILABLE,
-    POOL_EXHAUSTED, STATEMENT_TIMEOUT or TRANSACTION_CONFLICT; one that writes also with QUEUE_FULL.
+    POOL_EXHAUSTED, STATEMENT_TIMEOUT or TRANSACTION_CONFLICT; a commit also with QUEUE_FULL, and with SHUTTING_DOWN.
     """
 
     def __init__(self, channel):
@@ -119,7 +119,7 @@ class StoreServiceServicer:
     nothing without its partition.
 
     Every refusal carries an ErrorInfo, see errors.proto. Every call that meets PostgreSQL may end with DATABASE_UNAVAILABLE,
-    POOL_EXHAUSTED, STATEMENT_TIMEOUT or TRANSACTION_CONFLICT; one that writes also with QUEUE_FULL.
+    POOL_EXHAUSTED, STATEMENT_TIMEOUT or TRANSACTION_CONFLICT; a commit also with QUEUE_FULL, and with SHUTTING_DOWN.
     """
 
     def DescribeStore(self, request, context):
@@ -341,7 +341,7 @@ class StoreService:
     nothing without its partition.
 
     Every refusal carries an ErrorInfo, see errors.proto. Every call that meets PostgreSQL may end with DATABASE_UNAVAILABLE,
-    POOL_EXHAUSTED, STATEMENT_TIMEOUT or TRANSACTION_CONFLICT; one that writes also with QUEUE_FULL.
+    POOL_EXHAUSTED, STATEMENT_TIMEOUT or TRANSACTION_CONFLICT; a commit also with QUEUE_FULL, and with SHUTTING_DOWN.
     """
 
     @staticmethod

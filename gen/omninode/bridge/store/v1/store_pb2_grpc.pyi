@@ -21,7 +21,7 @@ class StoreServiceStub:
     nothing without its partition.
 
     Every refusal carries an ErrorInfo, see errors.proto. Every call that meets PostgreSQL may end with DATABASE_UNAVAILABLE,
-    POOL_EXHAUSTED, STATEMENT_TIMEOUT or TRANSACTION_CONFLICT; one that writes also with QUEUE_FULL.
+    POOL_EXHAUSTED, STATEMENT_TIMEOUT or TRANSACTION_CONFLICT; a commit also with QUEUE_FULL, and with SHUTTING_DOWN.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -116,7 +116,7 @@ class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
     nothing without its partition.
 
     Every refusal carries an ErrorInfo, see errors.proto. Every call that meets PostgreSQL may end with DATABASE_UNAVAILABLE,
-    POOL_EXHAUSTED, STATEMENT_TIMEOUT or TRANSACTION_CONFLICT; one that writes also with QUEUE_FULL.
+    POOL_EXHAUSTED, STATEMENT_TIMEOUT or TRANSACTION_CONFLICT; a commit also with QUEUE_FULL, and with SHUTTING_DOWN.
     """
 
     @_abc_1.abstractmethod

@@ -214,7 +214,7 @@ class Step(BaseModel):
     timeout_seconds: float = Field(gt=0)
     """Of one attempt."""
     total_timeout_seconds: float = Field(gt=0)
-    """Of all attempts and the waits between them."""
+    """Within this every attempt begins; the last one has its own time, so that it ends with its own reason."""
     retry: Retry
 
     def wait(self, failure: Exception, attempt_count: int, elapsed: float, chance: float) -> float | None:

@@ -118,7 +118,7 @@ class Run:
         while True:
             attempt_count += 1
             try:
-                return attempt_count, await self._attempt(step, step.total_timeout_seconds - (now() - began))
+                return attempt_count, await self._attempt(step)
             except BridgeError as error:
                 cause: Exception = error
             except Exception as error:
@@ -129,9 +129,9 @@ class Run:
                 raise _StepFailed(attempt_count, cause)
             await asyncio.sleep(wait)
 
-    async def _attempt(self, step: Step, left: float) -> dict[str, Any]:
+    async def _attempt(self, step: Step) -> dict[str, Any]:
         try:
-            async with asyncio.timeout(min(step.timeout_seconds, left)):
+            async with asyncio.timeout(step.timeout_seconds):
                 return await self._steps[step.name]()
         except TimeoutError as error:
             raise StepTimedOut from error

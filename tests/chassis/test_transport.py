@@ -220,6 +220,25 @@ async def test_a_node_that_nobody_serves_is_a_refusal_with_its_service(
     assert caught.value.retry_delay
 
 
+@pytest.mark.parametrize("code", [grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN])
+async def test_a_call_that_grpc_itself_cuts_off_is_a_node_that_is_away(code: grpc.StatusCode) -> None:
+    async def cut(_request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        await context.abort(code, "RST_STREAM")
+
+    server = grpc.aio.server()
+    handler: Any = grpc.unary_unary_rpc_method_handler(cut)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(PATH.strip("/"), {"Unary": handler}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with calling(f"127.0.0.1:{port}", ONCE) as caller:
+            with pytest.raises(errors.Unavailable) as caught:
+                await caller.unary(b"x")
+    finally:
+        await server.stop(None)
+    assert (caught.value.reason_name, caught.value.metadata) == ("NODE_UNAVAILABLE", {"service": "test.Echo"})
+
+
 def _health(caller: Caller) -> Any:
     """The stub, untyped as its package ships it."""
     stub: Any = health_pb2_grpc.HealthStub

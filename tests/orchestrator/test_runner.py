@@ -375,6 +375,12 @@ async def test_small_workflows_do_not_wait_behind_large_ones(others: Others) -> 
         large = [asyncio.create_task(run(stub, submission(b"%d" % n * 1500))) for n in range(3)]
         await gate.reached.wait()
         assert (await run(stub, submission(b"small"))).state == pb.WORKFLOW_STATE_COMPLETED
+        # Nobody hands this one over: it is found, while the large ones that were found before it wait.
+        node.reducer.answers["BatchReduce"] = losing_the_answer(1)
+        found = submission(b"found")
+        with pytest.raises(Unavailable):
+            await stub.SubmitWorkflow(found)
+        assert (await run(stub, found)).state == pb.WORKFLOW_STATE_COMPLETED
         gate.opened.set()
         assert [workflow.state for workflow in await asyncio.gather(*large)] == [pb.WORKFLOW_STATE_COMPLETED] * 3
 

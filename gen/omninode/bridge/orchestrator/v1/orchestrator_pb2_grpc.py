@@ -29,8 +29,9 @@ class OrchestratorServiceStub:
     """Runs stamping workflows that survive any crash: what was acknowledged is carried to its end, and each effect happens once.
 
     A workflow is PENDING, then PROCESSING, then COMPLETED or FAILED. Its state is the key `workflow/<workflow_id>` of the store.
-    Every refusal carries an ErrorInfo, see errors.proto. Every call may end with NODE_UNAVAILABLE, or as a call of the node behind it does:
-    then sending it again is safe. One that takes work in may also end with QUEUE_FULL, where calls under way hold too much content.
+    Every refusal carries an ErrorInfo, see errors.proto. Every call may end with NODE_UNAVAILABLE, or as a call of the node behind it
+    does: then sending it again is safe. One that takes work in may also end with QUEUE_FULL, where calls under way hold too much
+    content.
     """
 
     def __init__(self, channel):
@@ -65,8 +66,9 @@ class OrchestratorServiceServicer:
     """Runs stamping workflows that survive any crash: what was acknowledged is carried to its end, and each effect happens once.
 
     A workflow is PENDING, then PROCESSING, then COMPLETED or FAILED. Its state is the key `workflow/<workflow_id>` of the store.
-    Every refusal carries an ErrorInfo, see errors.proto. Every call may end with NODE_UNAVAILABLE, or as a call of the node behind it does:
-    then sending it again is safe. One that takes work in may also end with QUEUE_FULL, where calls under way hold too much content.
+    Every refusal carries an ErrorInfo, see errors.proto. Every call may end with NODE_UNAVAILABLE, or as a call of the node behind it
+    does: then sending it again is safe. One that takes work in may also end with QUEUE_FULL, where calls under way hold too much
+    content.
     """
 
     def SubmitWorkflow(self, request, context):
@@ -145,8 +147,9 @@ class OrchestratorService:
     """Runs stamping workflows that survive any crash: what was acknowledged is carried to its end, and each effect happens once.
 
     A workflow is PENDING, then PROCESSING, then COMPLETED or FAILED. Its state is the key `workflow/<workflow_id>` of the store.
-    Every refusal carries an ErrorInfo, see errors.proto. Every call may end with NODE_UNAVAILABLE, or as a call of the node behind it does:
-    then sending it again is safe. One that takes work in may also end with QUEUE_FULL, where calls under way hold too much content.
+    Every refusal carries an ErrorInfo, see errors.proto. Every call may end with NODE_UNAVAILABLE, or as a call of the node behind it
+    does: then sending it again is safe. One that takes work in may also end with QUEUE_FULL, where calls under way hold too much
+    content.
     """
 
     @staticmethod

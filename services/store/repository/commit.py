@@ -6,6 +6,7 @@ is durable. So offsets have no gap, and who reads up to an offset has seen every
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
@@ -19,6 +20,8 @@ from services.store.repository.row import ACTION_KEY, to_columns, to_outcomes
 
 _ROUNDS = 5
 """A commit is tried anew when another replica's came first; each round sees what that one committed."""
+_CONFLICT_PAUSE = 0.2
+"""Seconds in which the transaction that came first may end, doubled each time: it may have hundreds of statements left."""
 _WAITING_BYTES = 256 * 1024 * 1024
 """Of commits that wait for their statement; a node's memory has other uses."""
 _BATCH_BYTES = 16 * 1024 * 1024
@@ -204,7 +207,7 @@ class CommitRepository:
 
         Where they are not the `whole` batch, because others of it were refused already, they are only checked.
         """
-        for _ in range(_ROUNDS):
+        for attempt in range(_ROUNDS):
             try:
                 async with self._database.transaction() as connection:
                     outcomes = await self._write_in_waves(connection, commits)
@@ -219,8 +222,9 @@ class CommitRepository:
                 if error.constraint != ACTION_KEY:
                     raise
             except TransactionConflict:
-                # Its statements take their rows in order, its waves do not: two such batches may want what the other has.
-                continue
+                # Its statements take their rows in order, its waves do not: two such batches may want what the other has. At once
+                # it would take again what the other, which goes on now, comes to next.
+                await asyncio.sleep(_CONFLICT_PAUSE * 2**attempt)
         raise _lost_every_race()
 
     async def _write(self, commits: Sequence[Commit]) -> Sequence[Outcome | BridgeError]:

@@ -79,6 +79,48 @@ COMMENT ON TABLE public.blobs IS 'Owned by the store node: bytes by digest; larg
 
 
 --
+-- Name: lease_events; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.lease_events (
+    event_offset bigint NOT NULL,
+    kind text NOT NULL,
+    name text NOT NULL,
+    owner text NOT NULL,
+    epoch bigint NOT NULL,
+    occurred_at timestamp with time zone NOT NULL,
+    CONSTRAINT lease_events_kind_check CHECK ((kind = ANY (ARRAY['acquired'::text, 'released'::text, 'expired'::text])))
+);
+
+
+--
+-- Name: TABLE lease_events; Type: COMMENT; Schema: public; Owner: -
+--
+
+COMMENT ON TABLE public.lease_events IS 'Owned by the store node: what happened to leases, for those who watch.';
+
+
+--
+-- Name: lease_log; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.lease_log (
+    only_row boolean DEFAULT true NOT NULL,
+    next_offset bigint DEFAULT 0 NOT NULL,
+    first_offset bigint DEFAULT 0 NOT NULL,
+    CONSTRAINT lease_log_only_row_check CHECK (only_row)
+)
+WITH (fillfactor='10');
+
+
+--
+-- Name: TABLE lease_log; Type: COMMENT; Schema: public; Owner: -
+--
+
+COMMENT ON TABLE public.lease_log IS 'Owned by the store node: the numbers of the lease events.';
+
+
+--
 -- Name: leases; Type: TABLE; Schema: public; Owner: -
 --
 
@@ -87,6 +129,7 @@ CREATE TABLE public.leases (
     owner text NOT NULL,
     epoch bigint NOT NULL,
     expires_at timestamp with time zone NOT NULL,
+    end_noted boolean DEFAULT false NOT NULL,
     CONSTRAINT leases_epoch_check CHECK ((epoch >= 1))
 )
 WITH (fillfactor='50');
@@ -97,6 +140,49 @@ WITH (fillfactor='50');
 --
 
 COMMENT ON TABLE public.leases IS 'Owned by the store node: who holds what, until when.';
+
+
+--
+-- Name: outbox_consumers; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.outbox_consumers (
+    consumer text NOT NULL COLLATE pg_catalog."C",
+    partition smallint NOT NULL,
+    next_offset bigint NOT NULL,
+    registered_at timestamp with time zone NOT NULL,
+    acknowledged_at timestamp with time zone,
+    CONSTRAINT outbox_consumers_next_offset_check CHECK ((next_offset >= 0))
+)
+WITH (fillfactor='50');
+
+
+--
+-- Name: TABLE outbox_consumers; Type: COMMENT; Schema: public; Owner: -
+--
+
+COMMENT ON TABLE public.outbox_consumers IS 'Owned by the store node: what each consumer of the outbox has acknowledged.';
+
+
+--
+-- Name: projection_watermarks; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.projection_watermarks (
+    partition smallint NOT NULL,
+    watermark bigint DEFAULT 0 NOT NULL,
+    generation integer DEFAULT 0 NOT NULL,
+    epoch bigint DEFAULT 0 NOT NULL,
+    CONSTRAINT projection_watermarks_watermark_check CHECK ((watermark >= 0))
+)
+WITH (fillfactor='10');
+
+
+--
+-- Name: TABLE projection_watermarks; Type: COMMENT; Schema: public; Owner: -
+--
+
+COMMENT ON TABLE public.projection_watermarks IS 'Owned by the store node: how far each partition of the log is projected.';
 
 
 --
@@ -199,6 +285,8 @@ COMMENT ON TABLE public.stamps IS 'Owned by the stamping node: every stamp ever 
 CREATE TABLE public.store_partitions (
     partition smallint NOT NULL,
     next_offset bigint DEFAULT 0 NOT NULL,
+    first_offset bigint DEFAULT 0 NOT NULL,
+    first_event_offset bigint DEFAULT 0 NOT NULL,
     CONSTRAINT store_partitions_next_offset_check CHECK ((next_offset >= 0))
 )
 WITH (fillfactor='10');
@@ -242,6 +330,34 @@ COMMENT ON TABLE public.workflow_commits IS 'Owned by the store node: a row for 
 
 
 --
+-- Name: workflow_projection; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.workflow_projection (
+    generation integer NOT NULL,
+    key text NOT NULL COLLATE pg_catalog."C",
+    partition smallint NOT NULL,
+    version bigint NOT NULL,
+    tag text NOT NULL,
+    last_action text NOT NULL,
+    namespace text NOT NULL,
+    created_at timestamp with time zone NOT NULL,
+    updated_at timestamp with time zone NOT NULL,
+    final boolean NOT NULL,
+    indices jsonb NOT NULL,
+    extras text NOT NULL,
+    CONSTRAINT workflow_projection_version_check CHECK ((version >= 1))
+);
+
+
+--
+-- Name: TABLE workflow_projection; Type: COMMENT; Schema: public; Owner: -
+--
+
+COMMENT ON TABLE public.workflow_projection IS 'Owned by the store node: what is shown of every key, made from its state.';
+
+
+--
 -- Name: workflow_state; Type: TABLE; Schema: public; Owner: -
 --
 
@@ -255,6 +371,13 @@ CREATE TABLE public.workflow_state (
     projection text,
     last_action text NOT NULL,
     updated_at timestamp with time zone NOT NULL,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    ended_at timestamp with time zone GENERATED ALWAYS AS (
+CASE
+    WHEN final THEN updated_at
+    ELSE NULL::timestamp with time zone
+END) STORED,
+    forgotten boolean DEFAULT false NOT NULL,
     CONSTRAINT workflow_state_version_check CHECK ((version >= 1))
 )
 WITH (fillfactor='70');
@@ -292,11 +415,43 @@ ALTER TABLE ONLY public.blobs
 
 
 --
+-- Name: lease_events lease_events_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.lease_events
+    ADD CONSTRAINT lease_events_pkey PRIMARY KEY (event_offset);
+
+
+--
+-- Name: lease_log lease_log_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.lease_log
+    ADD CONSTRAINT lease_log_pkey PRIMARY KEY (only_row);
+
+
+--
 -- Name: leases leases_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 --
 
 ALTER TABLE ONLY public.leases
     ADD CONSTRAINT leases_pkey PRIMARY KEY (name);
+
+
+--
+-- Name: outbox_consumers outbox_consumers_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.outbox_consumers
+    ADD CONSTRAINT outbox_consumers_pkey PRIMARY KEY (consumer, partition);
+
+
+--
+-- Name: projection_watermarks projection_watermarks_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.projection_watermarks
+    ADD CONSTRAINT projection_watermarks_pkey PRIMARY KEY (partition);
 
 
 --
@@ -364,11 +519,103 @@ ALTER TABLE ONLY public.workflow_commits
 
 
 --
+-- Name: workflow_projection workflow_projection_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.workflow_projection
+    ADD CONSTRAINT workflow_projection_pkey PRIMARY KEY (generation, key);
+
+
+--
 -- Name: workflow_state workflow_state_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 --
 
 ALTER TABLE ONLY public.workflow_state
     ADD CONSTRAINT workflow_state_pkey PRIMARY KEY (key);
+
+
+--
+-- Name: blob_chunks_created_idx; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX blob_chunks_created_idx ON public.blob_chunks USING btree (created_at);
+
+
+--
+-- Name: blob_references_key_idx; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX blob_references_key_idx ON public.blob_references USING btree (key);
+
+
+--
+-- Name: blobs_created_idx; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX blobs_created_idx ON public.blobs USING btree (created_at);
+
+
+--
+-- Name: blobs_upload_idx; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX blobs_upload_idx ON public.blobs USING btree (upload_id) WHERE (upload_id IS NOT NULL);
+
+
+--
+-- Name: leases_unnoted_idx; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX leases_unnoted_idx ON public.leases USING btree (name) WHERE (NOT end_noted);
+
+
+--
+-- Name: workflow_commits_key_idx; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX workflow_commits_key_idx ON public.workflow_commits USING btree (key, version) WHERE (key IS NOT NULL);
+
+
+--
+-- Name: workflow_projection_created_idx; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX workflow_projection_created_idx ON public.workflow_projection USING btree (generation, created_at, key);
+
+
+--
+-- Name: workflow_projection_indices_idx; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX workflow_projection_indices_idx ON public.workflow_projection USING gin (indices jsonb_path_ops);
+
+
+--
+-- Name: workflow_projection_namespace_idx; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX workflow_projection_namespace_idx ON public.workflow_projection USING btree (generation, namespace, key);
+
+
+--
+-- Name: workflow_projection_tag_idx; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX workflow_projection_tag_idx ON public.workflow_projection USING btree (generation, tag, key);
+
+
+--
+-- Name: workflow_state_ended_idx; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX workflow_state_ended_idx ON public.workflow_state USING btree (partition, ended_at) WHERE ((ended_at IS NOT NULL) AND (NOT forgotten));
+
+
+--
+-- Name: workflow_state_forgotten_idx; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX workflow_state_forgotten_idx ON public.workflow_state USING btree (partition, ended_at) WHERE ((ended_at IS NOT NULL) AND forgotten);
 
 
 --

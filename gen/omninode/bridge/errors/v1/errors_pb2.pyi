@@ -179,6 +179,38 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
         { "reason": "NODE_MISCONFIGURED", "domain": "bridge.omninode", "metadata": { "partition_count": "16", "setting": "32" } }
     """
+    ERROR_REASON_CURSOR_MISMATCH: _ErrorReason.ValueType  # 28
+    """A cursor is not one that this feed gave out with these filters, or it is damaged. INVALID_ARGUMENT.
+
+        { "reason": "CURSOR_MISMATCH", "domain": "bridge.omninode", "metadata": { "field": "cursor" } }
+    """
+    ERROR_REASON_VERSION_EXPIRED: _ErrorReason.ValueType  # 29
+    """The log does not hold this version of the key any more. NOT_FOUND.
+
+        { "reason": "VERSION_EXPIRED", "domain": "bridge.omninode",
+          "metadata": { "key": "workflow/build-17", "at_version": "1", "version": "4" } }
+    """
+    ERROR_REASON_CONSUMER_NOT_FOUND: _ErrorReason.ValueType  # 30
+    """No consumer of this name is registered. NOT_FOUND.
+
+        { "reason": "CONSUMER_NOT_FOUND", "domain": "bridge.omninode", "metadata": { "consumer": "relay" } }
+    """
+    ERROR_REASON_REBUILD_RUNNING: _ErrorReason.ValueType  # 31
+    """Another rebuild of the projections is under way. FAILED_PRECONDITION.
+
+        { "reason": "REBUILD_RUNNING", "domain": "bridge.omninode", "metadata": { "owner": "5f0c..." } }
+    """
+    ERROR_REASON_STAMP_REQUEST_REVOKED: _ErrorReason.ValueType  # 32
+    """The request was revoked: its claim was released, or its revocation came before it. FAILED_PRECONDITION.
+
+        { "reason": "STAMP_REQUEST_REVOKED", "domain": "bridge.omninode",
+          "metadata": { "request_id": "build-17", "namespace": "docs" } }
+    """
+    ERROR_REASON_TOO_MANY_WATCHERS: _ErrorReason.ValueType  # 33
+    """The node serves as many watchers as it may. RESOURCE_EXHAUSTED, with a RetryInfo: another replica may have room.
+
+        { "reason": "TOO_MANY_WATCHERS", "domain": "bridge.omninode", "metadata": { "limit": "10000" } }
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call, or one item of a batch, was refused."""
@@ -330,6 +362,38 @@ ERROR_REASON_NODE_MISCONFIGURED: ErrorReason.ValueType  # 27
 """The node's settings contradict what its database holds. UNAVAILABLE: another replica may serve, and an operator must look.
 
     { "reason": "NODE_MISCONFIGURED", "domain": "bridge.omninode", "metadata": { "partition_count": "16", "setting": "32" } }
+"""
+ERROR_REASON_CURSOR_MISMATCH: ErrorReason.ValueType  # 28
+"""A cursor is not one that this feed gave out with these filters, or it is damaged. INVALID_ARGUMENT.
+
+    { "reason": "CURSOR_MISMATCH", "domain": "bridge.omninode", "metadata": { "field": "cursor" } }
+"""
+ERROR_REASON_VERSION_EXPIRED: ErrorReason.ValueType  # 29
+"""The log does not hold this version of the key any more. NOT_FOUND.
+
+    { "reason": "VERSION_EXPIRED", "domain": "bridge.omninode",
+      "metadata": { "key": "workflow/build-17", "at_version": "1", "version": "4" } }
+"""
+ERROR_REASON_CONSUMER_NOT_FOUND: ErrorReason.ValueType  # 30
+"""No consumer of this name is registered. NOT_FOUND.
+
+    { "reason": "CONSUMER_NOT_FOUND", "domain": "bridge.omninode", "metadata": { "consumer": "relay" } }
+"""
+ERROR_REASON_REBUILD_RUNNING: ErrorReason.ValueType  # 31
+"""Another rebuild of the projections is under way. FAILED_PRECONDITION.
+
+    { "reason": "REBUILD_RUNNING", "domain": "bridge.omninode", "metadata": { "owner": "5f0c..." } }
+"""
+ERROR_REASON_STAMP_REQUEST_REVOKED: ErrorReason.ValueType  # 32
+"""The request was revoked: its claim was released, or its revocation came before it. FAILED_PRECONDITION.
+
+    { "reason": "STAMP_REQUEST_REVOKED", "domain": "bridge.omninode",
+      "metadata": { "request_id": "build-17", "namespace": "docs" } }
+"""
+ERROR_REASON_TOO_MANY_WATCHERS: ErrorReason.ValueType  # 33
+"""The node serves as many watchers as it may. RESOURCE_EXHAUSTED, with a RetryInfo: another replica may have room.
+
+    { "reason": "TOO_MANY_WATCHERS", "domain": "bridge.omninode", "metadata": { "limit": "10000" } }
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 

@@ -11,6 +11,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from omninode.bridge.errors.v1 import errors_pb2 as _errors_pb2
+from omninode.bridge.feed.v1 import feed_pb2 as _feed_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -97,6 +98,38 @@ STAMP_STATE_ACTIVE: StampState.ValueType  # 1
 STAMP_STATE_REVOKED: StampState.ValueType  # 2
 """Revoked stamps only."""
 Global___StampState: _TypeAlias = StampState  # noqa: Y015
+
+class _StampEventKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StampEventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StampEventKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STAMP_EVENT_KIND_UNSPECIFIED: _StampEventKind.ValueType  # 0
+    """Never sent; in a request refused."""
+    STAMP_EVENT_KIND_CREATED: _StampEventKind.ValueType  # 1
+    """It was made."""
+    STAMP_EVENT_KIND_REVOKED: _StampEventKind.ValueType  # 2
+    """Its last claim was released."""
+    STAMP_EVENT_KIND_VALIDATED: _StampEventKind.ValueType  # 3
+    """ValidateStamp found its digest in the ledger."""
+    STAMP_EVENT_KIND_BATCH_PROCESSED: _StampEventKind.ValueType  # 4
+    """BatchCreateStamps ended; there is no single stamp."""
+
+class StampEventKind(_StampEventKind, metaclass=_StampEventKindEnumTypeWrapper):
+    """What can happen to a stamp."""
+
+STAMP_EVENT_KIND_UNSPECIFIED: StampEventKind.ValueType  # 0
+"""Never sent; in a request refused."""
+STAMP_EVENT_KIND_CREATED: StampEventKind.ValueType  # 1
+"""It was made."""
+STAMP_EVENT_KIND_REVOKED: StampEventKind.ValueType  # 2
+"""Its last claim was released."""
+STAMP_EVENT_KIND_VALIDATED: StampEventKind.ValueType  # 3
+"""ValidateStamp found its digest in the ledger."""
+STAMP_EVENT_KIND_BATCH_PROCESSED: StampEventKind.ValueType  # 4
+"""BatchCreateStamps ended; there is no single stamp."""
+Global___StampEventKind: _TypeAlias = StampEventKind  # noqa: Y015
 
 @_typing.final
 class Stamp(_message.Message):
@@ -985,3 +1018,217 @@ class ListStampsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListStampsResponse: _TypeAlias = ListStampsResponse  # noqa: Y015
+
+@_typing.final
+class RevokeStampRequest(_message.Message):
+    """A claim to release."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CREATION_REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    creation_request_id: _builtins.str
+    """The request_id by which the stamp was asked for, or will be."""
+    request_id: _builtins.str
+    """1 to 255 printable characters, unique among the revocations of the namespace: the same id with the same body gets the same answer."""
+    namespace: _builtins.str
+    """The namespace of the stamp. Absent means "omninode.services.metadata"; present and empty is refused."""
+    reason: _builtins.str
+    """Why, for people; at most 1,024 characters without U+0000."""
+    def __init__(
+        self,
+        *,
+        creation_request_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        namespace: _builtins.str | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_namespace", b"_namespace", "namespace", b"namespace"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_namespace", b"_namespace", "creation_request_id", b"creation_request_id", "namespace", b"namespace", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__namespace: _TypeAlias = _typing.Literal["namespace"]  # noqa: Y015
+    _WhichOneofArgType__namespace: _TypeAlias = _typing.Literal["_namespace", b"_namespace"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__namespace) -> _WhichOneofReturnType__namespace | None: ...
+
+Global___RevokeStampRequest: _TypeAlias = RevokeStampRequest  # noqa: Y015
+
+@_typing.final
+class RevokeStampResponse(_message.Message):
+    """What became of a claim."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STAMP_FIELD_NUMBER: _builtins.int
+    REVOKED_FIELD_NUMBER: _builtins.int
+    REMAINING_CLAIM_COUNT_FIELD_NUMBER: _builtins.int
+    revoked: _builtins.bool
+    """True if nobody claims the stamp any more and this revocation revoked it."""
+    remaining_claim_count: _builtins.int
+    """How many requests claim the stamp still."""
+    @_builtins.property
+    def stamp(self) -> Global___Stamp:
+        """The stamp that the request claimed; absent if the request had not come."""
+
+    def __init__(
+        self,
+        *,
+        stamp: Global___Stamp | None = ...,
+        revoked: _builtins.bool = ...,
+        remaining_claim_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["stamp", b"stamp"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["remaining_claim_count", b"remaining_claim_count", "revoked", b"revoked", "stamp", b"stamp"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeStampResponse: _TypeAlias = RevokeStampResponse  # noqa: Y015
+
+@_typing.final
+class WatchStampsRequest(_message.Message):
+    """Which events to follow."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURSOR_FIELD_NUMBER: _builtins.int
+    FROM_BEGINNING_FIELD_NUMBER: _builtins.int
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.str
+    """Go on behind this place; empty means by the next field."""
+    from_beginning: _builtins.bool
+    """Begin with the oldest event, instead of now. Refused beside a cursor."""
+    namespace: _builtins.str
+    """Only this namespace; absent means all, present and empty is refused."""
+    digest: _builtins.str
+    """Only stamps of this digest, 64 hex digits; empty means all."""
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___StampEventKind.ValueType]:
+        """Only these kinds; empty means all."""
+
+    def __init__(
+        self,
+        *,
+        cursor: _builtins.str = ...,
+        from_beginning: _builtins.bool = ...,
+        namespace: _builtins.str | None = ...,
+        kinds: _abc.Iterable[Global___StampEventKind.ValueType] | None = ...,
+        digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_namespace", b"_namespace", "namespace", b"namespace"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_namespace", b"_namespace", "cursor", b"cursor", "digest", b"digest", "from_beginning", b"from_beginning", "kinds", b"kinds", "namespace", b"namespace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__namespace: _TypeAlias = _typing.Literal["namespace"]  # noqa: Y015
+    _WhichOneofArgType__namespace: _TypeAlias = _typing.Literal["_namespace", b"_namespace"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__namespace) -> _WhichOneofReturnType__namespace | None: ...
+
+Global___WatchStampsRequest: _TypeAlias = WatchStampsRequest  # noqa: Y015
+
+@_typing.final
+class WatchStampsResponse(_message.Message):
+    """Events, or a notice."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    CAUGHT_UP_FIELD_NUMBER: _builtins.int
+    FELL_BEHIND_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    RESET_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.str
+    """The place behind the items; empty in a notice."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___StampEvent]:
+        """In order; empty in a notice."""
+
+    @_builtins.property
+    def caught_up(self) -> _feed_pb2.CaughtUp:
+        """Everything that there was is shown."""
+
+    @_builtins.property
+    def fell_behind(self) -> _feed_pb2.FellBehind:
+        """The watcher is too slow for memory, and goes on from the database."""
+
+    @_builtins.property
+    def checkpoint(self) -> _feed_pb2.Checkpoint:
+        """Nothing to show, and nothing missing."""
+
+    @_builtins.property
+    def reset(self) -> _feed_pb2.Reset:
+        """The feed cannot go on from the cursor."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___StampEvent] | None = ...,
+        cursor: _builtins.str = ...,
+        caught_up: _feed_pb2.CaughtUp | None = ...,
+        fell_behind: _feed_pb2.FellBehind | None = ...,
+        checkpoint: _feed_pb2.Checkpoint | None = ...,
+        reset: _feed_pb2.Reset | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caught_up", b"caught_up", "checkpoint", b"checkpoint", "fell_behind", b"fell_behind", "notice", b"notice", "reset", b"reset"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caught_up", b"caught_up", "checkpoint", b"checkpoint", "cursor", b"cursor", "fell_behind", b"fell_behind", "items", b"items", "notice", b"notice", "reset", b"reset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_notice: _TypeAlias = _typing.Literal["caught_up", "fell_behind", "checkpoint", "reset"]  # noqa: Y015
+    _WhichOneofArgType_notice: _TypeAlias = _typing.Literal["notice", b"notice"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_notice) -> _WhichOneofReturnType_notice | None: ...
+
+Global___WatchStampsResponse: _TypeAlias = WatchStampsResponse  # noqa: Y015
+
+@_typing.final
+class StampEvent(_message.Message):
+    """What happened to a stamp."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    STAMP_FIELD_NUMBER: _builtins.int
+    OCCUR_TIME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    STAMPED_COUNT_FIELD_NUMBER: _builtins.int
+    REFUSED_COUNT_FIELD_NUMBER: _builtins.int
+    kind: Global___StampEventKind.ValueType
+    """What."""
+    namespace: _builtins.str
+    """The namespace."""
+    reason: _builtins.str
+    """Why a stamp was revoked."""
+    stamped_count: _builtins.int
+    """Of a batch: the items that were stamped."""
+    refused_count: _builtins.int
+    """Of a batch: the items that were refused."""
+    @_builtins.property
+    def stamp(self) -> Global___Stamp:
+        """The stamp as it is when the event is read; absent for a batch."""
+
+    @_builtins.property
+    def occur_time(self) -> _timestamp_pb2.Timestamp:
+        """When, by the database's clock."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___StampEventKind.ValueType = ...,
+        namespace: _builtins.str = ...,
+        stamp: Global___Stamp | None = ...,
+        occur_time: _timestamp_pb2.Timestamp | None = ...,
+        reason: _builtins.str = ...,
+        stamped_count: _builtins.int = ...,
+        refused_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["occur_time", b"occur_time", "stamp", b"stamp"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "namespace", b"namespace", "occur_time", b"occur_time", "reason", b"reason", "refused_count", b"refused_count", "stamp", b"stamp", "stamped_count", b"stamped_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StampEvent: _TypeAlias = StampEvent  # noqa: Y015

@@ -63,6 +63,16 @@ class StampingServiceStub:
                 request_serializer=omninode_dot_bridge_dot_stamping_dot_v1_dot_stamping__pb2.CreateStampStreamRequest.SerializeToString,
                 response_deserializer=omninode_dot_bridge_dot_stamping_dot_v1_dot_stamping__pb2.CreateStampStreamResponse.FromString,
                 _registered_method=True)
+        self.RevokeStamp = channel.unary_unary(
+                '/omninode.bridge.stamping.v1.StampingService/RevokeStamp',
+                request_serializer=omninode_dot_bridge_dot_stamping_dot_v1_dot_stamping__pb2.RevokeStampRequest.SerializeToString,
+                response_deserializer=omninode_dot_bridge_dot_stamping_dot_v1_dot_stamping__pb2.RevokeStampResponse.FromString,
+                _registered_method=True)
+        self.WatchStamps = channel.unary_stream(
+                '/omninode.bridge.stamping.v1.StampingService/WatchStamps',
+                request_serializer=omninode_dot_bridge_dot_stamping_dot_v1_dot_stamping__pb2.WatchStampsRequest.SerializeToString,
+                response_deserializer=omninode_dot_bridge_dot_stamping_dot_v1_dot_stamping__pb2.WatchStampsResponse.FromString,
+                _registered_method=True)
         self.ValidateStamp = channel.unary_unary(
                 '/omninode.bridge.stamping.v1.StampingService/ValidateStamp',
                 request_serializer=omninode_dot_bridge_dot_stamping_dot_v1_dot_stamping__pb2.ValidateStampRequest.SerializeToString,
@@ -114,8 +124,8 @@ class StampingServiceServicer:
         One transaction; durable when it answers. The same digest in the same namespace is the same unrevoked stamp, whoever asks,
         however often and at once: `created` says whether this request made it.
 
-        Errors: INVALID_FIELD, CONTENT_TOO_LARGE, REQUEST_ID_REUSED, DATABASE_UNAVAILABLE, POOL_EXHAUSTED, QUEUE_FULL,
-        STATEMENT_TIMEOUT, TRANSACTION_CONFLICT.
+        Errors: INVALID_FIELD, CONTENT_TOO_LARGE, REQUEST_ID_REUSED, STAMP_REQUEST_REVOKED, DATABASE_UNAVAILABLE, POOL_EXHAUSTED,
+        QUEUE_FULL, STATEMENT_TIMEOUT, TRANSACTION_CONFLICT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -137,6 +147,29 @@ class StampingServiceServicer:
         own stamps in them included. A stream that is cut off stamps nothing.
 
         Errors: as CreateStamp, and STREAM_OUT_OF_ORDER where the first message is no header or a later one is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeStamp(self, request, context):
+        """Releases the claim of one request for a stamp. The stamp is revoked when no request claims it any more.
+
+        One transaction. A revocation that arrives before its request leaves a tombstone: the request, when it comes, is refused with
+        STAMP_REQUEST_REVOKED, as is one that is sent again after its revocation. Content that is stamped again after the stamp's
+        revocation gets the next version.
+
+        Errors: INVALID_FIELD, REQUEST_ID_REUSED, DATABASE_UNAVAILABLE, POOL_EXHAUSTED, STATEMENT_TIMEOUT, TRANSACTION_CONFLICT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchStamps(self, request, context):
+        """Follows what happens to stamps. A feed: see feed.proto.
+
+        Creations and revocations are items of the stamp's own transaction; validations and batches are noted as well as may be, and a
+        crash may lose the last of them. Errors: INVALID_FIELD, CURSOR_MISMATCH, TOO_MANY_WATCHERS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -207,6 +240,16 @@ def add_StampingServiceServicer_to_server(servicer, server):
                     servicer.CreateStampStream,
                     request_deserializer=omninode_dot_bridge_dot_stamping_dot_v1_dot_stamping__pb2.CreateStampStreamRequest.FromString,
                     response_serializer=omninode_dot_bridge_dot_stamping_dot_v1_dot_stamping__pb2.CreateStampStreamResponse.SerializeToString,
+            ),
+            'RevokeStamp': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeStamp,
+                    request_deserializer=omninode_dot_bridge_dot_stamping_dot_v1_dot_stamping__pb2.RevokeStampRequest.FromString,
+                    response_serializer=omninode_dot_bridge_dot_stamping_dot_v1_dot_stamping__pb2.RevokeStampResponse.SerializeToString,
+            ),
+            'WatchStamps': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchStamps,
+                    request_deserializer=omninode_dot_bridge_dot_stamping_dot_v1_dot_stamping__pb2.WatchStampsRequest.FromString,
+                    response_serializer=omninode_dot_bridge_dot_stamping_dot_v1_dot_stamping__pb2.WatchStampsResponse.SerializeToString,
             ),
             'ValidateStamp': grpc.unary_unary_rpc_method_handler(
                     servicer.ValidateStamp,
@@ -368,6 +411,60 @@ class StampingService:
             '/omninode.bridge.stamping.v1.StampingService/CreateStampStream',
             omninode_dot_bridge_dot_stamping_dot_v1_dot_stamping__pb2.CreateStampStreamRequest.SerializeToString,
             omninode_dot_bridge_dot_stamping_dot_v1_dot_stamping__pb2.CreateStampStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeStamp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/omninode.bridge.stamping.v1.StampingService/RevokeStamp',
+            omninode_dot_bridge_dot_stamping_dot_v1_dot_stamping__pb2.RevokeStampRequest.SerializeToString,
+            omninode_dot_bridge_dot_stamping_dot_v1_dot_stamping__pb2.RevokeStampResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchStamps(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/omninode.bridge.stamping.v1.StampingService/WatchStamps',
+            omninode_dot_bridge_dot_stamping_dot_v1_dot_stamping__pb2.WatchStampsRequest.SerializeToString,
+            omninode_dot_bridge_dot_stamping_dot_v1_dot_stamping__pb2.WatchStampsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,8 +33,8 @@ class StampingServiceStub:
     One transaction; durable when it answers. The same digest in the same namespace is the same unrevoked stamp, whoever asks,
     however often and at once: `created` says whether this request made it.
 
-    Errors: INVALID_FIELD, CONTENT_TOO_LARGE, REQUEST_ID_REUSED, DATABASE_UNAVAILABLE, POOL_EXHAUSTED, QUEUE_FULL,
-    STATEMENT_TIMEOUT, TRANSACTION_CONFLICT.
+    Errors: INVALID_FIELD, CONTENT_TOO_LARGE, REQUEST_ID_REUSED, STAMP_REQUEST_REVOKED, DATABASE_UNAVAILABLE, POOL_EXHAUSTED,
+    QUEUE_FULL, STATEMENT_TIMEOUT, TRANSACTION_CONFLICT.
     """
     BatchCreateStamps: _aio.UnaryUnaryMultiCallable[_stamping_pb2.BatchCreateStampsRequest, _stamping_pb2.BatchCreateStampsResponse]
     """Stamps up to 500 contents, each as CreateStamp would, each with its own outcome in request order: a bad item spoils no other.
@@ -48,6 +48,21 @@ class StampingServiceStub:
     own stamps in them included. A stream that is cut off stamps nothing.
 
     Errors: as CreateStamp, and STREAM_OUT_OF_ORDER where the first message is no header or a later one is.
+    """
+    RevokeStamp: _aio.UnaryUnaryMultiCallable[_stamping_pb2.RevokeStampRequest, _stamping_pb2.RevokeStampResponse]
+    """Releases the claim of one request for a stamp. The stamp is revoked when no request claims it any more.
+
+    One transaction. A revocation that arrives before its request leaves a tombstone: the request, when it comes, is refused with
+    STAMP_REQUEST_REVOKED, as is one that is sent again after its revocation. Content that is stamped again after the stamp's
+    revocation gets the next version.
+
+    Errors: INVALID_FIELD, REQUEST_ID_REUSED, DATABASE_UNAVAILABLE, POOL_EXHAUSTED, STATEMENT_TIMEOUT, TRANSACTION_CONFLICT.
+    """
+    WatchStamps: _aio.UnaryStreamMultiCallable[_stamping_pb2.WatchStampsRequest, _stamping_pb2.WatchStampsResponse]
+    """Follows what happens to stamps. A feed: see feed.proto.
+
+    Creations and revocations are items of the stamp's own transaction; validations and batches are noted as well as may be, and a
+    crash may lose the last of them. Errors: INVALID_FIELD, CURSOR_MISMATCH, TOO_MANY_WATCHERS.
     """
     ValidateStamp: _aio.UnaryUnaryMultiCallable[_stamping_pb2.ValidateStampRequest, _stamping_pb2.ValidateStampResponse]
     """Reads the embedded stamps of content and says of each whether it is true of the content, and whether the ledger knows the digest.
@@ -109,8 +124,8 @@ class StampingServiceServicer(metaclass=_abc_1.ABCMeta):
         One transaction; durable when it answers. The same digest in the same namespace is the same unrevoked stamp, whoever asks,
         however often and at once: `created` says whether this request made it.
 
-        Errors: INVALID_FIELD, CONTENT_TOO_LARGE, REQUEST_ID_REUSED, DATABASE_UNAVAILABLE, POOL_EXHAUSTED, QUEUE_FULL,
-        STATEMENT_TIMEOUT, TRANSACTION_CONFLICT.
+        Errors: INVALID_FIELD, CONTENT_TOO_LARGE, REQUEST_ID_REUSED, STAMP_REQUEST_REVOKED, DATABASE_UNAVAILABLE, POOL_EXHAUSTED,
+        QUEUE_FULL, STATEMENT_TIMEOUT, TRANSACTION_CONFLICT.
         """
 
     @_abc_1.abstractmethod
@@ -136,6 +151,33 @@ class StampingServiceServicer(metaclass=_abc_1.ABCMeta):
         own stamps in them included. A stream that is cut off stamps nothing.
 
         Errors: as CreateStamp, and STREAM_OUT_OF_ORDER where the first message is no header or a later one is.
+        """
+
+    @_abc_1.abstractmethod
+    def RevokeStamp(
+        self,
+        request: _stamping_pb2.RevokeStampRequest,
+        context: _aio.ServicerContext[_stamping_pb2.RevokeStampRequest, _abc.Awaitable[_stamping_pb2.RevokeStampResponse]],
+    ) -> _abc.Awaitable[_stamping_pb2.RevokeStampResponse]:
+        """Releases the claim of one request for a stamp. The stamp is revoked when no request claims it any more.
+
+        One transaction. A revocation that arrives before its request leaves a tombstone: the request, when it comes, is refused with
+        STAMP_REQUEST_REVOKED, as is one that is sent again after its revocation. Content that is stamped again after the stamp's
+        revocation gets the next version.
+
+        Errors: INVALID_FIELD, REQUEST_ID_REUSED, DATABASE_UNAVAILABLE, POOL_EXHAUSTED, STATEMENT_TIMEOUT, TRANSACTION_CONFLICT.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchStamps(
+        self,
+        request: _stamping_pb2.WatchStampsRequest,
+        context: _aio.ServicerContext[_stamping_pb2.WatchStampsRequest, _abc.AsyncIterator[_stamping_pb2.WatchStampsResponse]],
+    ) -> _abc.AsyncIterator[_stamping_pb2.WatchStampsResponse]:
+        """Follows what happens to stamps. A feed: see feed.proto.
+
+        Creations and revocations are items of the stamp's own transaction; validations and batches are noted as well as may be, and a
+        crash may lose the last of them. Errors: INVALID_FIELD, CURSOR_MISMATCH, TOO_MANY_WATCHERS.
         """
 
     @_abc_1.abstractmethod

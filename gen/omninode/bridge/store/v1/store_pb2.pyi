@@ -12,6 +12,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from omninode.bridge.errors.v1 import errors_pb2 as _errors_pb2
+from omninode.bridge.feed.v1 import feed_pb2 as _feed_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -70,6 +71,182 @@ GUARD_CONDITION_HELD: GuardCondition.ValueType  # 1
 GUARD_CONDITION_NOT_HELD: GuardCondition.ValueType  # 2
 """The lease is not held with this epoch, or never existed."""
 Global___GuardCondition: _TypeAlias = GuardCondition  # noqa: Y015
+
+class _ProjectionSource:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ProjectionSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ProjectionSource.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PROJECTION_SOURCE_UNSPECIFIED: _ProjectionSource.ValueType  # 0
+    """Never sent."""
+    PROJECTION_SOURCE_PROJECTION: _ProjectionSource.ValueType  # 1
+    """From the projection."""
+    PROJECTION_SOURCE_CANONICAL: _ProjectionSource.ValueType  # 2
+    """From the canonical state, because the projection was not there yet."""
+
+class ProjectionSource(_ProjectionSource, metaclass=_ProjectionSourceEnumTypeWrapper):
+    """Where a projection was read."""
+
+PROJECTION_SOURCE_UNSPECIFIED: ProjectionSource.ValueType  # 0
+"""Never sent."""
+PROJECTION_SOURCE_PROJECTION: ProjectionSource.ValueType  # 1
+"""From the projection."""
+PROJECTION_SOURCE_CANONICAL: ProjectionSource.ValueType  # 2
+"""From the canonical state, because the projection was not there yet."""
+Global___ProjectionSource: _TypeAlias = ProjectionSource  # noqa: Y015
+
+class _ProjectionOrder:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ProjectionOrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ProjectionOrder.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PROJECTION_ORDER_UNSPECIFIED: _ProjectionOrder.ValueType  # 0
+    """The same as by key."""
+    PROJECTION_ORDER_KEY: _ProjectionOrder.ValueType  # 1
+    """By key, byte by byte."""
+    PROJECTION_ORDER_NEWEST_FIRST: _ProjectionOrder.ValueType  # 2
+    """By the time of the first commit, the newest first; then by key, backwards."""
+
+class ProjectionOrder(_ProjectionOrder, metaclass=_ProjectionOrderEnumTypeWrapper):
+    """What pages are ordered by."""
+
+PROJECTION_ORDER_UNSPECIFIED: ProjectionOrder.ValueType  # 0
+"""The same as by key."""
+PROJECTION_ORDER_KEY: ProjectionOrder.ValueType  # 1
+"""By key, byte by byte."""
+PROJECTION_ORDER_NEWEST_FIRST: ProjectionOrder.ValueType  # 2
+"""By the time of the first commit, the newest first; then by key, backwards."""
+Global___ProjectionOrder: _TypeAlias = ProjectionOrder  # noqa: Y015
+
+class _ProjectionGroup:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ProjectionGroupEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ProjectionGroup.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PROJECTION_GROUP_UNSPECIFIED: _ProjectionGroup.ValueType  # 0
+    """Nothing: the total alone."""
+    PROJECTION_GROUP_TAG: _ProjectionGroup.ValueType  # 1
+    """The tag."""
+    PROJECTION_GROUP_NAMESPACE: _ProjectionGroup.ValueType  # 2
+    """The namespace."""
+    PROJECTION_GROUP_COLLECTION: _ProjectionGroup.ValueType  # 3
+    """The collection."""
+    PROJECTION_GROUP_INDEX: _ProjectionGroup.ValueType  # 4
+    """The indexed field that `group_index` names; projections without it count as an empty one."""
+
+class ProjectionGroup(_ProjectionGroup, metaclass=_ProjectionGroupEnumTypeWrapper):
+    """What to count by."""
+
+PROJECTION_GROUP_UNSPECIFIED: ProjectionGroup.ValueType  # 0
+"""Nothing: the total alone."""
+PROJECTION_GROUP_TAG: ProjectionGroup.ValueType  # 1
+"""The tag."""
+PROJECTION_GROUP_NAMESPACE: ProjectionGroup.ValueType  # 2
+"""The namespace."""
+PROJECTION_GROUP_COLLECTION: ProjectionGroup.ValueType  # 3
+"""The collection."""
+PROJECTION_GROUP_INDEX: ProjectionGroup.ValueType  # 4
+"""The indexed field that `group_index` names; projections without it count as an empty one."""
+Global___ProjectionGroup: _TypeAlias = ProjectionGroup  # noqa: Y015
+
+class _RebuildPhase:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RebuildPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RebuildPhase.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REBUILD_PHASE_UNSPECIFIED: _RebuildPhase.ValueType  # 0
+    """Never sent."""
+    REBUILD_PHASE_BUILDING: _RebuildPhase.ValueType  # 1
+    """It reads the states."""
+    REBUILD_PHASE_CATCHING_UP: _RebuildPhase.ValueType  # 2
+    """It reads what was committed since it began."""
+    REBUILD_PHASE_CLEANING: _RebuildPhase.ValueType  # 3
+    """The new projections are live; it drops the old ones."""
+    REBUILD_PHASE_DONE: _RebuildPhase.ValueType  # 4
+    """All is done; the stream ends."""
+
+class RebuildPhase(_RebuildPhase, metaclass=_RebuildPhaseEnumTypeWrapper):
+    """What a rebuild does."""
+
+REBUILD_PHASE_UNSPECIFIED: RebuildPhase.ValueType  # 0
+"""Never sent."""
+REBUILD_PHASE_BUILDING: RebuildPhase.ValueType  # 1
+"""It reads the states."""
+REBUILD_PHASE_CATCHING_UP: RebuildPhase.ValueType  # 2
+"""It reads what was committed since it began."""
+REBUILD_PHASE_CLEANING: RebuildPhase.ValueType  # 3
+"""The new projections are live; it drops the old ones."""
+REBUILD_PHASE_DONE: RebuildPhase.ValueType  # 4
+"""All is done; the stream ends."""
+Global___RebuildPhase: _TypeAlias = RebuildPhase  # noqa: Y015
+
+class _RetentionKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RetentionKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RetentionKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RETENTION_KIND_UNSPECIFIED: _RetentionKind.ValueType  # 0
+    """Never sent."""
+    RETENTION_KIND_DEDUP: _RetentionKind.ValueType  # 1
+    """Action ids of ended keys, which from then on are not known any more."""
+    RETENTION_KIND_COMMITS: _RetentionKind.ValueType  # 2
+    """Commits of the log."""
+    RETENTION_KIND_KEYS: _RetentionKind.ValueType  # 3
+    """Ended keys, with their states and projections."""
+    RETENTION_KIND_EVENTS: _RetentionKind.ValueType  # 4
+    """Offsets of the outbox with their events."""
+    RETENTION_KIND_BLOBS: _RetentionKind.ValueType  # 5
+    """Blobs that no key refers to, and uploads that did not end."""
+
+class RetentionKind(_RetentionKind, metaclass=_RetentionKindEnumTypeWrapper):
+    """What retention deletes."""
+
+RETENTION_KIND_UNSPECIFIED: RetentionKind.ValueType  # 0
+"""Never sent."""
+RETENTION_KIND_DEDUP: RetentionKind.ValueType  # 1
+"""Action ids of ended keys, which from then on are not known any more."""
+RETENTION_KIND_COMMITS: RetentionKind.ValueType  # 2
+"""Commits of the log."""
+RETENTION_KIND_KEYS: RetentionKind.ValueType  # 3
+"""Ended keys, with their states and projections."""
+RETENTION_KIND_EVENTS: RetentionKind.ValueType  # 4
+"""Offsets of the outbox with their events."""
+RETENTION_KIND_BLOBS: RetentionKind.ValueType  # 5
+"""Blobs that no key refers to, and uploads that did not end."""
+Global___RetentionKind: _TypeAlias = RetentionKind  # noqa: Y015
+
+class _LeaseEventKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LeaseEventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LeaseEventKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LEASE_EVENT_KIND_UNSPECIFIED: _LeaseEventKind.ValueType  # 0
+    """Never sent."""
+    LEASE_EVENT_KIND_ACQUIRED: _LeaseEventKind.ValueType  # 1
+    """It was taken, with a new epoch."""
+    LEASE_EVENT_KIND_RELEASED: _LeaseEventKind.ValueType  # 2
+    """Its owner ended it."""
+    LEASE_EVENT_KIND_EXPIRED: _LeaseEventKind.ValueType  # 3
+    """It ended because it was not renewed."""
+
+class LeaseEventKind(_LeaseEventKind, metaclass=_LeaseEventKindEnumTypeWrapper):
+    """What can happen to a lease."""
+
+LEASE_EVENT_KIND_UNSPECIFIED: LeaseEventKind.ValueType  # 0
+"""Never sent."""
+LEASE_EVENT_KIND_ACQUIRED: LeaseEventKind.ValueType  # 1
+"""It was taken, with a new epoch."""
+LEASE_EVENT_KIND_RELEASED: LeaseEventKind.ValueType  # 2
+"""Its owner ended it."""
+LEASE_EVENT_KIND_EXPIRED: LeaseEventKind.ValueType  # 3
+"""It ended because it was not renewed."""
+Global___LeaseEventKind: _TypeAlias = LeaseEventKind  # noqa: Y015
 
 @_typing.final
 class DescribeStoreRequest(_message.Message):
@@ -841,16 +1018,20 @@ class GetStateRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     KEY_FIELD_NUMBER: _builtins.int
+    AT_VERSION_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """`<collection>/<id>`."""
+    at_version: _builtins.int
+    """The state that the key had at this version; 0 means the current one, negative is refused."""
     def __init__(
         self,
         *,
         key: _builtins.str = ...,
+        at_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_version", b"at_version", "key", b"key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -865,7 +1046,7 @@ class GetStateResponse(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def state(self) -> Global___State:
-        """The current state."""
+        """The state that was asked for."""
 
     def __init__(
         self,
@@ -879,6 +1060,1304 @@ class GetStateResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStateResponse: _TypeAlias = GetStateResponse  # noqa: Y015
+
+@_typing.final
+class ListCommitsRequest(_message.Message):
+    """Whose commits to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """`<collection>/<id>`."""
+    page_size: _builtins.int
+    """Actions a page: 0 means 100, more than 1,000 means 1,000, negative is refused."""
+    page_token: _builtins.str
+    """The next_page_token of the page before, with the same query; empty for the first page."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCommitsRequest: _TypeAlias = ListCommitsRequest  # noqa: Y015
+
+@_typing.final
+class ListCommitsResponse(_message.Message):
+    """A page of commits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Gives the next page; empty after the last."""
+    @_builtins.property
+    def actions(self) -> _containers.RepeatedCompositeFieldContainer[Global___CommittedAction]:
+        """The newest first, without states and events."""
+
+    def __init__(
+        self,
+        *,
+        actions: _abc.Iterable[Global___CommittedAction] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCommitsResponse: _TypeAlias = ListCommitsResponse  # noqa: Y015
+
+@_typing.final
+class CommittedAction(_message.Message):
+    """One action of the log."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTITION_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ACTION_ID_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    PROVENANCE_FIELD_NUMBER: _builtins.int
+    COMMIT_TIME_FIELD_NUMBER: _builtins.int
+    FINAL_FIELD_NUMBER: _builtins.int
+    STATE_JSON_FIELD_NUMBER: _builtins.int
+    SCHEMA_VERSION_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    partition: _builtins.int
+    """Its partition."""
+    offset: _builtins.int
+    """Its commit's offset there."""
+    index: _builtins.int
+    """Which of the commit's actions it is, from 0."""
+    key: _builtins.str
+    """The key that was committed."""
+    version: _builtins.int
+    """The key's version from this commit on."""
+    action_id: _builtins.str
+    """The action."""
+    type: _builtins.str
+    """What the action is."""
+    final: _builtins.bool
+    """True if this commit ended the key."""
+    state_json: _builtins.str
+    """The state, where the request asks for states: in the item of a commit's first action."""
+    schema_version: _builtins.int
+    """The version of the state's form, beside the state."""
+    @_builtins.property
+    def provenance(self) -> Global___Provenance:
+        """Who did it."""
+
+    @_builtins.property
+    def commit_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was committed, by the database's clock."""
+
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
+        """The action's events, where the request asks for events."""
+
+    def __init__(
+        self,
+        *,
+        partition: _builtins.int = ...,
+        offset: _builtins.int = ...,
+        index: _builtins.int = ...,
+        key: _builtins.str = ...,
+        version: _builtins.int = ...,
+        action_id: _builtins.str = ...,
+        type: _builtins.str = ...,
+        provenance: Global___Provenance | None = ...,
+        commit_time: _timestamp_pb2.Timestamp | None = ...,
+        final: _builtins.bool = ...,
+        state_json: _builtins.str = ...,
+        schema_version: _builtins.int = ...,
+        events: _abc.Iterable[Global___Event] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["commit_time", b"commit_time", "provenance", b"provenance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_id", b"action_id", "commit_time", b"commit_time", "events", b"events", "final", b"final", "index", b"index", "key", b"key", "offset", b"offset", "partition", b"partition", "provenance", b"provenance", "schema_version", b"schema_version", "state_json", b"state_json", "type", b"type", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommittedAction: _TypeAlias = CommittedAction  # noqa: Y015
+
+@_typing.final
+class WatchCommitsRequest(_message.Message):
+    """Which commits to follow."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURSOR_FIELD_NUMBER: _builtins.int
+    FROM_BEGINNING_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    TYPES_FIELD_NUMBER: _builtins.int
+    PARTITIONS_FIELD_NUMBER: _builtins.int
+    INCLUDE_STATES_FIELD_NUMBER: _builtins.int
+    INCLUDE_EVENTS_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.str
+    """Go on behind this place; empty means by the next field."""
+    from_beginning: _builtins.bool
+    """Begin with the oldest commit that the log holds, instead of now. Refused beside a cursor."""
+    collection: _builtins.str
+    """Only keys of this collection; empty means all."""
+    include_states: _builtins.bool
+    """Show the states."""
+    include_events: _builtins.bool
+    """Show the events."""
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only these keys, at most 100; empty means all."""
+
+    @_builtins.property
+    def types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only actions of these types, at most 100; empty means all."""
+
+    @_builtins.property
+    def partitions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Only keys of these partitions, at most 1,024; empty means all."""
+
+    def __init__(
+        self,
+        *,
+        cursor: _builtins.str = ...,
+        from_beginning: _builtins.bool = ...,
+        collection: _builtins.str = ...,
+        keys: _abc.Iterable[_builtins.str] | None = ...,
+        types: _abc.Iterable[_builtins.str] | None = ...,
+        partitions: _abc.Iterable[_builtins.int] | None = ...,
+        include_states: _builtins.bool = ...,
+        include_events: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "cursor", b"cursor", "from_beginning", b"from_beginning", "include_events", b"include_events", "include_states", b"include_states", "keys", b"keys", "partitions", b"partitions", "types", b"types"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchCommitsRequest: _TypeAlias = WatchCommitsRequest  # noqa: Y015
+
+@_typing.final
+class WatchCommitsResponse(_message.Message):
+    """Commits, or a notice."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    CAUGHT_UP_FIELD_NUMBER: _builtins.int
+    FELL_BEHIND_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    RESET_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.str
+    """The place behind the items; empty in a notice."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___CommittedAction]:
+        """In order for each key; empty in a notice."""
+
+    @_builtins.property
+    def caught_up(self) -> _feed_pb2.CaughtUp:
+        """Everything that there was is shown."""
+
+    @_builtins.property
+    def fell_behind(self) -> _feed_pb2.FellBehind:
+        """The watcher is too slow for memory, and goes on from the database."""
+
+    @_builtins.property
+    def checkpoint(self) -> _feed_pb2.Checkpoint:
+        """Nothing to show, and nothing missing."""
+
+    @_builtins.property
+    def reset(self) -> _feed_pb2.Reset:
+        """The feed cannot go on from the cursor."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___CommittedAction] | None = ...,
+        cursor: _builtins.str = ...,
+        caught_up: _feed_pb2.CaughtUp | None = ...,
+        fell_behind: _feed_pb2.FellBehind | None = ...,
+        checkpoint: _feed_pb2.Checkpoint | None = ...,
+        reset: _feed_pb2.Reset | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caught_up", b"caught_up", "checkpoint", b"checkpoint", "fell_behind", b"fell_behind", "notice", b"notice", "reset", b"reset"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caught_up", b"caught_up", "checkpoint", b"checkpoint", "cursor", b"cursor", "fell_behind", b"fell_behind", "items", b"items", "notice", b"notice", "reset", b"reset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_notice: _TypeAlias = _typing.Literal["caught_up", "fell_behind", "checkpoint", "reset"]  # noqa: Y015
+    _WhichOneofArgType_notice: _TypeAlias = _typing.Literal["notice", b"notice"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_notice) -> _WhichOneofReturnType_notice | None: ...
+
+Global___WatchCommitsResponse: _TypeAlias = WatchCommitsResponse  # noqa: Y015
+
+@_typing.final
+class Projection(_message.Message):
+    """What the projection shows of a key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class IndicesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    KEY_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    TAG_FIELD_NUMBER: _builtins.int
+    LAST_ACTION_FIELD_NUMBER: _builtins.int
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    INDICES_FIELD_NUMBER: _builtins.int
+    EXTRAS_JSON_FIELD_NUMBER: _builtins.int
+    FINAL_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """`<collection>/<id>`."""
+    version: _builtins.int
+    """The version of the key that it shows."""
+    tag: _builtins.str
+    """What the key is now, such as a workflow's state."""
+    last_action: _builtins.str
+    """The type of the last action."""
+    namespace: _builtins.str
+    """The namespace that it belongs to."""
+    extras_json: _builtins.str
+    """A JSON object as text."""
+    final: _builtins.bool
+    """True if the last commit ended the key."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When the key was first committed."""
+
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """When the version shown was committed."""
+
+    @_builtins.property
+    def indices(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Fields to look it up by."""
+
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        version: _builtins.int = ...,
+        tag: _builtins.str = ...,
+        last_action: _builtins.str = ...,
+        namespace: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
+        indices: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        extras_json: _builtins.str = ...,
+        final: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "extras_json", b"extras_json", "final", b"final", "indices", b"indices", "key", b"key", "last_action", b"last_action", "namespace", b"namespace", "tag", b"tag", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Projection: _TypeAlias = Projection  # noqa: Y015
+
+@_typing.final
+class ProjectionLag(_message.Message):
+    """How far projections are behind the log."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMITS_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    commits: _builtins.int
+    """Commits of the log that are not projected yet."""
+    @_builtins.property
+    def time(self) -> _duration_pb2.Duration:
+        """How long ago the oldest of them was made; 0 where there is none."""
+
+    def __init__(
+        self,
+        *,
+        commits: _builtins.int = ...,
+        time: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commits", b"commits", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProjectionLag: _TypeAlias = ProjectionLag  # noqa: Y015
+
+@_typing.final
+class GetProjectionRequest(_message.Message):
+    """Which projection."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    MIN_VERSION_FIELD_NUMBER: _builtins.int
+    MAX_WAIT_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """`<collection>/<id>`."""
+    min_version: _builtins.int
+    """The version that the answer must show at least, such as that of a commit; 0 means whatever is there, negative is refused."""
+    @_builtins.property
+    def max_wait(self) -> _duration_pb2.Duration:
+        """How long to wait for the projection; absent means not at all, at most 30 seconds."""
+
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        min_version: _builtins.int = ...,
+        max_wait: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["max_wait", b"max_wait"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "max_wait", b"max_wait", "min_version", b"min_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetProjectionRequest: _TypeAlias = GetProjectionRequest  # noqa: Y015
+
+@_typing.final
+class GetProjectionResponse(_message.Message):
+    """A projection."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECTION_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    LAG_FIELD_NUMBER: _builtins.int
+    source: Global___ProjectionSource.ValueType
+    """Where it was read."""
+    @_builtins.property
+    def projection(self) -> Global___Projection:
+        """What it shows; its version is the version served."""
+
+    @_builtins.property
+    def lag(self) -> Global___ProjectionLag:
+        """How far the key's partition is behind."""
+
+    def __init__(
+        self,
+        *,
+        projection: Global___Projection | None = ...,
+        source: Global___ProjectionSource.ValueType = ...,
+        lag: Global___ProjectionLag | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lag", b"lag", "projection", b"projection"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lag", b"lag", "projection", b"projection", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetProjectionResponse: _TypeAlias = GetProjectionResponse  # noqa: Y015
+
+@_typing.final
+class ProjectionFilter(_message.Message):
+    """Which projections."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class IndicesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    INDICES_FIELD_NUMBER: _builtins.int
+    CREATED_AFTER_FIELD_NUMBER: _builtins.int
+    CREATED_BEFORE_FIELD_NUMBER: _builtins.int
+    UPDATED_AFTER_FIELD_NUMBER: _builtins.int
+    UPDATED_BEFORE_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """Only keys of this collection; empty means all."""
+    namespace: _builtins.str
+    """Only of this namespace; absent means all."""
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only with one of these tags, at most 100; empty means all."""
+
+    @_builtins.property
+    def indices(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Only such as have all these indexed fields, at most 16; empty means all."""
+
+    @_builtins.property
+    def created_after(self) -> _timestamp_pb2.Timestamp:
+        """Only keys first committed at or after this time."""
+
+    @_builtins.property
+    def created_before(self) -> _timestamp_pb2.Timestamp:
+        """Only keys first committed before this time."""
+
+    @_builtins.property
+    def updated_after(self) -> _timestamp_pb2.Timestamp:
+        """Only keys last committed at or after this time."""
+
+    @_builtins.property
+    def updated_before(self) -> _timestamp_pb2.Timestamp:
+        """Only keys last committed before this time."""
+
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        namespace: _builtins.str | None = ...,
+        tags: _abc.Iterable[_builtins.str] | None = ...,
+        indices: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        created_after: _timestamp_pb2.Timestamp | None = ...,
+        created_before: _timestamp_pb2.Timestamp | None = ...,
+        updated_after: _timestamp_pb2.Timestamp | None = ...,
+        updated_before: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_namespace", b"_namespace", "created_after", b"created_after", "created_before", b"created_before", "namespace", b"namespace", "updated_after", b"updated_after", "updated_before", b"updated_before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_namespace", b"_namespace", "collection", b"collection", "created_after", b"created_after", "created_before", b"created_before", "indices", b"indices", "namespace", b"namespace", "tags", b"tags", "updated_after", b"updated_after", "updated_before", b"updated_before"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__namespace: _TypeAlias = _typing.Literal["namespace"]  # noqa: Y015
+    _WhichOneofArgType__namespace: _TypeAlias = _typing.Literal["_namespace", b"_namespace"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__namespace) -> _WhichOneofReturnType__namespace | None: ...
+
+Global___ProjectionFilter: _TypeAlias = ProjectionFilter  # noqa: Y015
+
+@_typing.final
+class ListProjectionsRequest(_message.Message):
+    """Which projections to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    order: Global___ProjectionOrder.ValueType
+    """In which order."""
+    page_size: _builtins.int
+    """Projections a page: 0 means 100, more than 1,000 means 1,000, negative is refused. A page holds 8 MiB of extras at most."""
+    page_token: _builtins.str
+    """The next_page_token of the page before, with the same query; empty for the first page."""
+    @_builtins.property
+    def filter(self) -> Global___ProjectionFilter:
+        """Which; absent means all."""
+
+    def __init__(
+        self,
+        *,
+        filter: Global___ProjectionFilter | None = ...,
+        order: Global___ProjectionOrder.ValueType = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "order", b"order", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListProjectionsRequest: _TypeAlias = ListProjectionsRequest  # noqa: Y015
+
+@_typing.final
+class ListProjectionsResponse(_message.Message):
+    """A page of projections."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECTIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    LAG_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Gives the next page; empty after the last."""
+    @_builtins.property
+    def projections(self) -> _containers.RepeatedCompositeFieldContainer[Global___Projection]:
+        """In the order that was asked for."""
+
+    @_builtins.property
+    def lag(self) -> Global___ProjectionLag:
+        """How far the projections are behind, all partitions together; its time is that of the partition that is farthest behind."""
+
+    def __init__(
+        self,
+        *,
+        projections: _abc.Iterable[Global___Projection] | None = ...,
+        next_page_token: _builtins.str = ...,
+        lag: Global___ProjectionLag | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lag", b"lag"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lag", b"lag", "next_page_token", b"next_page_token", "projections", b"projections"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListProjectionsResponse: _TypeAlias = ListProjectionsResponse  # noqa: Y015
+
+@_typing.final
+class CountProjectionsRequest(_message.Message):
+    """Which projections to count."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    GROUP_BY_FIELD_NUMBER: _builtins.int
+    GROUP_INDEX_FIELD_NUMBER: _builtins.int
+    group_by: Global___ProjectionGroup.ValueType
+    """By what."""
+    group_index: _builtins.str
+    """The indexed field to count by; refused for other groups."""
+    @_builtins.property
+    def filter(self) -> Global___ProjectionFilter:
+        """Which; absent means all."""
+
+    def __init__(
+        self,
+        *,
+        filter: Global___ProjectionFilter | None = ...,
+        group_by: Global___ProjectionGroup.ValueType = ...,
+        group_index: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "group_by", b"group_by", "group_index", b"group_index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountProjectionsRequest: _TypeAlias = CountProjectionsRequest  # noqa: Y015
+
+@_typing.final
+class CountProjectionsResponse(_message.Message):
+    """How many there are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTAL_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    TRUNCATED_FIELD_NUMBER: _builtins.int
+    LAG_FIELD_NUMBER: _builtins.int
+    total: _builtins.int
+    """All."""
+    truncated: _builtins.bool
+    """True if there are more groups than are shown."""
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProjectionCount]:
+        """By group, the largest first; at most 1,000."""
+
+    @_builtins.property
+    def lag(self) -> Global___ProjectionLag:
+        """As in ListProjectionsResponse."""
+
+    def __init__(
+        self,
+        *,
+        total: _builtins.int = ...,
+        groups: _abc.Iterable[Global___ProjectionCount] | None = ...,
+        truncated: _builtins.bool = ...,
+        lag: Global___ProjectionLag | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lag", b"lag"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups", "lag", b"lag", "total", b"total", "truncated", b"truncated"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountProjectionsResponse: _TypeAlias = CountProjectionsResponse  # noqa: Y015
+
+@_typing.final
+class ProjectionCount(_message.Message):
+    """How many projections have a value."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUE_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    value: _builtins.str
+    """The value."""
+    count: _builtins.int
+    """How many."""
+    def __init__(
+        self,
+        *,
+        value: _builtins.str = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProjectionCount: _TypeAlias = ProjectionCount  # noqa: Y015
+
+@_typing.final
+class GetWatermarksRequest(_message.Message):
+    """Asks for all partitions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetWatermarksRequest: _TypeAlias = GetWatermarksRequest  # noqa: Y015
+
+@_typing.final
+class GetWatermarksResponse(_message.Message):
+    """All partitions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WATERMARKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def watermarks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Watermark]:
+        """Ordered by partition."""
+
+    def __init__(
+        self,
+        *,
+        watermarks: _abc.Iterable[Global___Watermark] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["watermarks", b"watermarks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetWatermarksResponse: _TypeAlias = GetWatermarksResponse  # noqa: Y015
+
+@_typing.final
+class Watermark(_message.Message):
+    """How far a partition is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTITION_FIELD_NUMBER: _builtins.int
+    NEXT_OFFSET_FIELD_NUMBER: _builtins.int
+    FIRST_OFFSET_FIELD_NUMBER: _builtins.int
+    FIRST_EVENT_OFFSET_FIELD_NUMBER: _builtins.int
+    WATERMARK_FIELD_NUMBER: _builtins.int
+    LAG_FIELD_NUMBER: _builtins.int
+    partition: _builtins.int
+    """The partition."""
+    next_offset: _builtins.int
+    """The offset of the next commit: the end of the log."""
+    first_offset: _builtins.int
+    """The oldest offset that the log holds whole."""
+    first_event_offset: _builtins.int
+    """The oldest offset whose events the outbox holds."""
+    watermark: _builtins.int
+    """Everything before this offset is projected. It never goes back."""
+    @_builtins.property
+    def lag(self) -> Global___ProjectionLag:
+        """How far the projections are behind."""
+
+    def __init__(
+        self,
+        *,
+        partition: _builtins.int = ...,
+        next_offset: _builtins.int = ...,
+        first_offset: _builtins.int = ...,
+        first_event_offset: _builtins.int = ...,
+        watermark: _builtins.int = ...,
+        lag: Global___ProjectionLag | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lag", b"lag"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_event_offset", b"first_event_offset", "first_offset", b"first_offset", "lag", b"lag", "next_offset", b"next_offset", "partition", b"partition", "watermark", b"watermark"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Watermark: _TypeAlias = Watermark  # noqa: Y015
+
+@_typing.final
+class RebuildProjectionRequest(_message.Message):
+    """Asks for all projections to be built anew."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebuildProjectionRequest: _TypeAlias = RebuildProjectionRequest  # noqa: Y015
+
+@_typing.final
+class RebuildProjectionResponse(_message.Message):
+    """How far a rebuild is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PHASE_FIELD_NUMBER: _builtins.int
+    DONE_COUNT_FIELD_NUMBER: _builtins.int
+    TOTAL_COUNT_FIELD_NUMBER: _builtins.int
+    phase: Global___RebuildPhase.ValueType
+    """What it does."""
+    done_count: _builtins.int
+    """Keys of this phase that are done."""
+    total_count: _builtins.int
+    """Keys of this phase in all, as far as is known."""
+    def __init__(
+        self,
+        *,
+        phase: Global___RebuildPhase.ValueType = ...,
+        done_count: _builtins.int = ...,
+        total_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done_count", b"done_count", "phase", b"phase", "total_count", b"total_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebuildProjectionResponse: _TypeAlias = RebuildProjectionResponse  # noqa: Y015
+
+@_typing.final
+class WatchOutboxRequest(_message.Message):
+    """Which events to follow."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONSUMER_FIELD_NUMBER: _builtins.int
+    PARTITION_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    FROM_BEGINNING_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    EVENT_TYPES_FIELD_NUMBER: _builtins.int
+    TOPICS_FIELD_NUMBER: _builtins.int
+    consumer: _builtins.str
+    """Who follows: 1 to 255 of `A-Za-z0-9_.-`."""
+    partition: _builtins.int
+    """The partition."""
+    cursor: _builtins.str
+    """Go on behind this place; empty means by the next field."""
+    from_beginning: _builtins.bool
+    """Begin with the oldest event that the outbox holds. Refused beside a cursor."""
+    kind: Global___EventKind.ValueType
+    """Only events of this kind; unspecified means both."""
+    @_builtins.property
+    def event_types(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only events of these types, at most 100; empty means all."""
+
+    @_builtins.property
+    def topics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only events of these topics, at most 100; empty means all."""
+
+    def __init__(
+        self,
+        *,
+        consumer: _builtins.str = ...,
+        partition: _builtins.int = ...,
+        cursor: _builtins.str = ...,
+        from_beginning: _builtins.bool = ...,
+        kind: Global___EventKind.ValueType = ...,
+        event_types: _abc.Iterable[_builtins.str] | None = ...,
+        topics: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consumer", b"consumer", "cursor", b"cursor", "event_types", b"event_types", "from_beginning", b"from_beginning", "kind", b"kind", "partition", b"partition", "topics", b"topics"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchOutboxRequest: _TypeAlias = WatchOutboxRequest  # noqa: Y015
+
+@_typing.final
+class WatchOutboxResponse(_message.Message):
+    """Events, or a notice."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    CAUGHT_UP_FIELD_NUMBER: _builtins.int
+    FELL_BEHIND_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    RESET_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.str
+    """The place behind the items; empty in a notice."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___OutboxEvent]:
+        """In order; empty in a notice."""
+
+    @_builtins.property
+    def caught_up(self) -> _feed_pb2.CaughtUp:
+        """Everything that there was is shown."""
+
+    @_builtins.property
+    def fell_behind(self) -> _feed_pb2.FellBehind:
+        """The watcher is too slow for memory, and goes on from the database."""
+
+    @_builtins.property
+    def checkpoint(self) -> _feed_pb2.Checkpoint:
+        """Nothing to show, and nothing missing."""
+
+    @_builtins.property
+    def reset(self) -> _feed_pb2.Reset:
+        """The feed cannot go on from the cursor."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___OutboxEvent] | None = ...,
+        cursor: _builtins.str = ...,
+        caught_up: _feed_pb2.CaughtUp | None = ...,
+        fell_behind: _feed_pb2.FellBehind | None = ...,
+        checkpoint: _feed_pb2.Checkpoint | None = ...,
+        reset: _feed_pb2.Reset | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caught_up", b"caught_up", "checkpoint", b"checkpoint", "fell_behind", b"fell_behind", "notice", b"notice", "reset", b"reset"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caught_up", b"caught_up", "checkpoint", b"checkpoint", "cursor", b"cursor", "fell_behind", b"fell_behind", "items", b"items", "notice", b"notice", "reset", b"reset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_notice: _TypeAlias = _typing.Literal["caught_up", "fell_behind", "checkpoint", "reset"]  # noqa: Y015
+    _WhichOneofArgType_notice: _TypeAlias = _typing.Literal["notice", b"notice"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_notice) -> _WhichOneofReturnType_notice | None: ...
+
+Global___WatchOutboxResponse: _TypeAlias = WatchOutboxResponse  # noqa: Y015
+
+@_typing.final
+class OutboxEvent(_message.Message):
+    """An event in its place."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: _builtins.int
+    PARTITION_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    PROVENANCE_FIELD_NUMBER: _builtins.int
+    COMMIT_TIME_FIELD_NUMBER: _builtins.int
+    partition: _builtins.int
+    """Its partition."""
+    offset: _builtins.int
+    """Its offset there: what to acknowledge, once all events of the offset are dealt with."""
+    index: _builtins.int
+    """Which of the offset's events it is, from 0."""
+    key: _builtins.str
+    """The key that was committed with it; empty for an appended event."""
+    version: _builtins.int
+    """The version of that key; 0 for an appended event."""
+    @_builtins.property
+    def event(self) -> Global___Event:
+        """The event."""
+
+    @_builtins.property
+    def provenance(self) -> Global___Provenance:
+        """Who did the action that it belongs to; absent for an appended event."""
+
+    @_builtins.property
+    def commit_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was committed, by the database's clock."""
+
+    def __init__(
+        self,
+        *,
+        event: Global___Event | None = ...,
+        partition: _builtins.int = ...,
+        offset: _builtins.int = ...,
+        index: _builtins.int = ...,
+        key: _builtins.str = ...,
+        version: _builtins.int = ...,
+        provenance: Global___Provenance | None = ...,
+        commit_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["commit_time", b"commit_time", "event", b"event", "provenance", b"provenance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_time", b"commit_time", "event", b"event", "index", b"index", "key", b"key", "offset", b"offset", "partition", b"partition", "provenance", b"provenance", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OutboxEvent: _TypeAlias = OutboxEvent  # noqa: Y015
+
+@_typing.final
+class AckOutboxRequest(_message.Message):
+    """What a consumer has dealt with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONSUMER_FIELD_NUMBER: _builtins.int
+    PARTITION_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    GUARD_FIELD_NUMBER: _builtins.int
+    consumer: _builtins.str
+    """As in WatchOutboxRequest."""
+    partition: _builtins.int
+    """The partition."""
+    offset: _builtins.int
+    """Everything up to and with this offset. Refused beyond the end of the log."""
+    @_builtins.property
+    def guard(self) -> Global___Guard:
+        """A lease that it depends on; absent means none."""
+
+    def __init__(
+        self,
+        *,
+        consumer: _builtins.str = ...,
+        partition: _builtins.int = ...,
+        offset: _builtins.int = ...,
+        guard: Global___Guard | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["guard", b"guard"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consumer", b"consumer", "guard", b"guard", "offset", b"offset", "partition", b"partition"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AckOutboxRequest: _TypeAlias = AckOutboxRequest  # noqa: Y015
+
+@_typing.final
+class AckOutboxResponse(_message.Message):
+    """What became of an acknowledgement."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACKNOWLEDGED_FIELD_NUMBER: _builtins.int
+    FENCED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def acknowledged(self) -> Global___Acknowledged:
+        """It stands."""
+
+    @_builtins.property
+    def fenced(self) -> Global___Fenced:
+        """The guard does not hold; nothing was written."""
+
+    def __init__(
+        self,
+        *,
+        acknowledged: Global___Acknowledged | None = ...,
+        fenced: Global___Fenced | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "fenced", b"fenced", "outcome", b"outcome"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "fenced", b"fenced", "outcome", b"outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["acknowledged", "fenced"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___AckOutboxResponse: _TypeAlias = AckOutboxResponse  # noqa: Y015
+
+@_typing.final
+class Acknowledged(_message.Message):
+    """How far a consumer has acknowledged."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NEXT_OFFSET_FIELD_NUMBER: _builtins.int
+    next_offset: _builtins.int
+    """The first offset that is not acknowledged."""
+    def __init__(
+        self,
+        *,
+        next_offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_offset", b"next_offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Acknowledged: _TypeAlias = Acknowledged  # noqa: Y015
+
+@_typing.final
+class ListConsumersRequest(_message.Message):
+    """Which consumers to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """Consumers a page: 0 means 100, more than 1,000 means 1,000, negative is refused."""
+    page_token: _builtins.str
+    """The next_page_token of the page before; empty for the first page."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListConsumersRequest: _TypeAlias = ListConsumersRequest  # noqa: Y015
+
+@_typing.final
+class ListConsumersResponse(_message.Message):
+    """A page of consumers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONSUMERS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Gives the next page; empty after the last."""
+    @_builtins.property
+    def consumers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Consumer]:
+        """Ordered by name."""
+
+    def __init__(
+        self,
+        *,
+        consumers: _abc.Iterable[Global___Consumer] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consumers", b"consumers", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListConsumersResponse: _TypeAlias = ListConsumersResponse  # noqa: Y015
+
+@_typing.final
+class Consumer(_message.Message):
+    """A consumer of the outbox."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONSUMER_FIELD_NUMBER: _builtins.int
+    REGISTER_TIME_FIELD_NUMBER: _builtins.int
+    LAG_FIELD_NUMBER: _builtins.int
+    PARTITIONS_FIELD_NUMBER: _builtins.int
+    consumer: _builtins.str
+    """Its name."""
+    lag: _builtins.int
+    """Offsets that it has not acknowledged, in all partitions; those without events count, too."""
+    @_builtins.property
+    def register_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was registered."""
+
+    @_builtins.property
+    def partitions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConsumerPartition]:
+        """Each partition, in order."""
+
+    def __init__(
+        self,
+        *,
+        consumer: _builtins.str = ...,
+        register_time: _timestamp_pb2.Timestamp | None = ...,
+        lag: _builtins.int = ...,
+        partitions: _abc.Iterable[Global___ConsumerPartition] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["register_time", b"register_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consumer", b"consumer", "lag", b"lag", "partitions", b"partitions", "register_time", b"register_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Consumer: _TypeAlias = Consumer  # noqa: Y015
+
+@_typing.final
+class ConsumerPartition(_message.Message):
+    """How far a consumer is in a partition."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTITION_FIELD_NUMBER: _builtins.int
+    NEXT_OFFSET_FIELD_NUMBER: _builtins.int
+    LAG_FIELD_NUMBER: _builtins.int
+    ACK_TIME_FIELD_NUMBER: _builtins.int
+    partition: _builtins.int
+    """The partition."""
+    next_offset: _builtins.int
+    """The first offset that it has not acknowledged."""
+    lag: _builtins.int
+    """Offsets that it has not acknowledged."""
+    @_builtins.property
+    def ack_time(self) -> _timestamp_pb2.Timestamp:
+        """When it last acknowledged; absent if never."""
+
+    def __init__(
+        self,
+        *,
+        partition: _builtins.int = ...,
+        next_offset: _builtins.int = ...,
+        lag: _builtins.int = ...,
+        ack_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack_time", b"ack_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack_time", b"ack_time", "lag", b"lag", "next_offset", b"next_offset", "partition", b"partition"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConsumerPartition: _TypeAlias = ConsumerPartition  # noqa: Y015
+
+@_typing.final
+class DeleteConsumerRequest(_message.Message):
+    """Which consumer to forget."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONSUMER_FIELD_NUMBER: _builtins.int
+    consumer: _builtins.str
+    """As in WatchOutboxRequest."""
+    def __init__(
+        self,
+        *,
+        consumer: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consumer", b"consumer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteConsumerRequest: _TypeAlias = DeleteConsumerRequest  # noqa: Y015
+
+@_typing.final
+class DeleteConsumerResponse(_message.Message):
+    """It is forgotten."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteConsumerResponse: _TypeAlias = DeleteConsumerResponse  # noqa: Y015
+
+@_typing.final
+class PreviewRetentionRequest(_message.Message):
+    """Asks what retention would delete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewRetentionRequest: _TypeAlias = PreviewRetentionRequest  # noqa: Y015
+
+@_typing.final
+class PreviewRetentionResponse(_message.Message):
+    """What retention would delete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedCompositeFieldContainer[Global___RetentionCount]:
+        """Each kind of thing, in the order of the enum."""
+
+    def __init__(
+        self,
+        *,
+        counts: _abc.Iterable[Global___RetentionCount] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewRetentionResponse: _TypeAlias = PreviewRetentionResponse  # noqa: Y015
+
+@_typing.final
+class RetentionCount(_message.Message):
+    """How much of a kind would go."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    RETENTION_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    HELD_COUNT_FIELD_NUMBER: _builtins.int
+    kind: Global___RetentionKind.ValueType
+    """What."""
+    count: _builtins.int
+    """How many are older and may go."""
+    held_count: _builtins.int
+    """How many are older and stay, because a consumer or the projection has not read them yet."""
+    @_builtins.property
+    def retention(self) -> _duration_pb2.Duration:
+        """How long it is kept."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___RetentionKind.ValueType = ...,
+        retention: _duration_pb2.Duration | None = ...,
+        count: _builtins.int = ...,
+        held_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retention", b"retention"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "held_count", b"held_count", "kind", b"kind", "retention", b"retention"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetentionCount: _TypeAlias = RetentionCount  # noqa: Y015
 
 @_typing.final
 class BatchGetStatesRequest(_message.Message):
@@ -1589,3 +3068,127 @@ class ListLeasesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListLeasesResponse: _TypeAlias = ListLeasesResponse  # noqa: Y015
+
+@_typing.final
+class WatchLeasesRequest(_message.Message):
+    """Which leases to follow."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURSOR_FIELD_NUMBER: _builtins.int
+    FROM_BEGINNING_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.str
+    """Go on behind this place; empty means by the next field."""
+    from_beginning: _builtins.bool
+    """Begin with the oldest item that is kept, instead of now. Refused beside a cursor."""
+    prefix: _builtins.str
+    """What the leases' names begin with; empty means all."""
+    def __init__(
+        self,
+        *,
+        cursor: _builtins.str = ...,
+        from_beginning: _builtins.bool = ...,
+        prefix: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "from_beginning", b"from_beginning", "prefix", b"prefix"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchLeasesRequest: _TypeAlias = WatchLeasesRequest  # noqa: Y015
+
+@_typing.final
+class WatchLeasesResponse(_message.Message):
+    """What happened to leases, or a notice."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    CAUGHT_UP_FIELD_NUMBER: _builtins.int
+    FELL_BEHIND_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    RESET_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.str
+    """The place behind the items; empty in a notice."""
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___LeaseEvent]:
+        """In order; empty in a notice."""
+
+    @_builtins.property
+    def caught_up(self) -> _feed_pb2.CaughtUp:
+        """Everything that there was is shown."""
+
+    @_builtins.property
+    def fell_behind(self) -> _feed_pb2.FellBehind:
+        """The watcher is too slow for memory, and goes on from the database."""
+
+    @_builtins.property
+    def checkpoint(self) -> _feed_pb2.Checkpoint:
+        """Nothing to show, and nothing missing."""
+
+    @_builtins.property
+    def reset(self) -> _feed_pb2.Reset:
+        """The feed cannot go on from the cursor."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___LeaseEvent] | None = ...,
+        cursor: _builtins.str = ...,
+        caught_up: _feed_pb2.CaughtUp | None = ...,
+        fell_behind: _feed_pb2.FellBehind | None = ...,
+        checkpoint: _feed_pb2.Checkpoint | None = ...,
+        reset: _feed_pb2.Reset | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caught_up", b"caught_up", "checkpoint", b"checkpoint", "fell_behind", b"fell_behind", "notice", b"notice", "reset", b"reset"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caught_up", b"caught_up", "checkpoint", b"checkpoint", "cursor", b"cursor", "fell_behind", b"fell_behind", "items", b"items", "notice", b"notice", "reset", b"reset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_notice: _TypeAlias = _typing.Literal["caught_up", "fell_behind", "checkpoint", "reset"]  # noqa: Y015
+    _WhichOneofArgType_notice: _TypeAlias = _typing.Literal["notice", b"notice"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_notice) -> _WhichOneofReturnType_notice | None: ...
+
+Global___WatchLeasesResponse: _TypeAlias = WatchLeasesResponse  # noqa: Y015
+
+@_typing.final
+class LeaseEvent(_message.Message):
+    """What happened to a lease."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    OCCUR_TIME_FIELD_NUMBER: _builtins.int
+    kind: Global___LeaseEventKind.ValueType
+    """What."""
+    name: _builtins.str
+    """The lease."""
+    owner: _builtins.str
+    """Who holds it, or held it."""
+    epoch: _builtins.int
+    """Its epoch."""
+    @_builtins.property
+    def occur_time(self) -> _timestamp_pb2.Timestamp:
+        """When, by the database's clock."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___LeaseEventKind.ValueType = ...,
+        name: _builtins.str = ...,
+        owner: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        occur_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["occur_time", b"occur_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "kind", b"kind", "name", b"name", "occur_time", b"occur_time", "owner", b"owner"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseEvent: _TypeAlias = LeaseEvent  # noqa: Y015

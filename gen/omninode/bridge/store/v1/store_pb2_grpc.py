@@ -73,6 +73,66 @@ class StoreServiceStub:
                 request_serializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.ListOpenKeysRequest.SerializeToString,
                 response_deserializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.ListOpenKeysResponse.FromString,
                 _registered_method=True)
+        self.ListCommits = channel.unary_unary(
+                '/omninode.bridge.store.v1.StoreService/ListCommits',
+                request_serializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.ListCommitsRequest.SerializeToString,
+                response_deserializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.ListCommitsResponse.FromString,
+                _registered_method=True)
+        self.WatchCommits = channel.unary_stream(
+                '/omninode.bridge.store.v1.StoreService/WatchCommits',
+                request_serializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.WatchCommitsRequest.SerializeToString,
+                response_deserializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.WatchCommitsResponse.FromString,
+                _registered_method=True)
+        self.GetProjection = channel.unary_unary(
+                '/omninode.bridge.store.v1.StoreService/GetProjection',
+                request_serializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.GetProjectionRequest.SerializeToString,
+                response_deserializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.GetProjectionResponse.FromString,
+                _registered_method=True)
+        self.ListProjections = channel.unary_unary(
+                '/omninode.bridge.store.v1.StoreService/ListProjections',
+                request_serializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.ListProjectionsRequest.SerializeToString,
+                response_deserializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.ListProjectionsResponse.FromString,
+                _registered_method=True)
+        self.CountProjections = channel.unary_unary(
+                '/omninode.bridge.store.v1.StoreService/CountProjections',
+                request_serializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.CountProjectionsRequest.SerializeToString,
+                response_deserializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.CountProjectionsResponse.FromString,
+                _registered_method=True)
+        self.GetWatermarks = channel.unary_unary(
+                '/omninode.bridge.store.v1.StoreService/GetWatermarks',
+                request_serializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.GetWatermarksRequest.SerializeToString,
+                response_deserializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.GetWatermarksResponse.FromString,
+                _registered_method=True)
+        self.RebuildProjection = channel.unary_stream(
+                '/omninode.bridge.store.v1.StoreService/RebuildProjection',
+                request_serializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.RebuildProjectionRequest.SerializeToString,
+                response_deserializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.RebuildProjectionResponse.FromString,
+                _registered_method=True)
+        self.WatchOutbox = channel.unary_stream(
+                '/omninode.bridge.store.v1.StoreService/WatchOutbox',
+                request_serializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.WatchOutboxRequest.SerializeToString,
+                response_deserializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.WatchOutboxResponse.FromString,
+                _registered_method=True)
+        self.AckOutbox = channel.unary_unary(
+                '/omninode.bridge.store.v1.StoreService/AckOutbox',
+                request_serializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.AckOutboxRequest.SerializeToString,
+                response_deserializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.AckOutboxResponse.FromString,
+                _registered_method=True)
+        self.ListConsumers = channel.unary_unary(
+                '/omninode.bridge.store.v1.StoreService/ListConsumers',
+                request_serializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.ListConsumersRequest.SerializeToString,
+                response_deserializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.ListConsumersResponse.FromString,
+                _registered_method=True)
+        self.DeleteConsumer = channel.unary_unary(
+                '/omninode.bridge.store.v1.StoreService/DeleteConsumer',
+                request_serializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.DeleteConsumerRequest.SerializeToString,
+                response_deserializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.DeleteConsumerResponse.FromString,
+                _registered_method=True)
+        self.PreviewRetention = channel.unary_unary(
+                '/omninode.bridge.store.v1.StoreService/PreviewRetention',
+                request_serializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.PreviewRetentionRequest.SerializeToString,
+                response_deserializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.PreviewRetentionResponse.FromString,
+                _registered_method=True)
         self.AppendEvents = channel.unary_unary(
                 '/omninode.bridge.store.v1.StoreService/AppendEvents',
                 request_serializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.AppendEventsRequest.SerializeToString,
@@ -102,6 +162,11 @@ class StoreServiceStub:
                 '/omninode.bridge.store.v1.StoreService/ReleaseLease',
                 request_serializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.ReleaseLeaseRequest.SerializeToString,
                 response_deserializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.ReleaseLeaseResponse.FromString,
+                _registered_method=True)
+        self.WatchLeases = channel.unary_stream(
+                '/omninode.bridge.store.v1.StoreService/WatchLeases',
+                request_serializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.WatchLeasesRequest.SerializeToString,
+                response_deserializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.WatchLeasesResponse.FromString,
                 _registered_method=True)
         self.ListLeases = channel.unary_unary(
                 '/omninode.bridge.store.v1.StoreService/ListLeases',
@@ -157,9 +222,9 @@ class StoreServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetState(self, request, context):
-        """Returns the current state of a key.
+        """Returns the state of a key: the current one, or the one that it had at a version.
 
-        Errors: INVALID_FIELD, STATE_NOT_FOUND.
+        Errors: INVALID_FIELD, STATE_NOT_FOUND, VERSION_EXPIRED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -180,6 +245,122 @@ class StoreServiceServicer:
         Ordered by partition, then key. Keys opened or ended meanwhile make a walk neither skip nor repeat another.
 
         Errors: INVALID_FIELD, PAGE_TOKEN_MISMATCH.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCommits(self, request, context):
+        """Lists the commits of a key that the log still holds, the newest first: who did what, and when.
+
+        Errors: INVALID_FIELD, PAGE_TOKEN_MISMATCH.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchCommits(self, request, context):
+        """Follows the commits, an item for each action. A feed: see feed.proto.
+
+        Actions of one key come in the order of their versions. Errors: INVALID_FIELD, CURSOR_MISMATCH, TOO_MANY_WATCHERS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetProjection(self, request, context):
+        """Returns what the projection shows of a key, at `min_version` or later: read your writes, with the version of your commit.
+
+        Where the projection is not there yet the call waits for it, up to `max_wait`, and then answers from the canonical state; `source`
+        says which it was. A version below `min_version` is answered only where the key itself has not come to it.
+
+        Errors: INVALID_FIELD, STATE_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListProjections(self, request, context):
+        """Lists projections, a page at a time. Pages are ordered by what never changes of a key, so a walk shows each key that fits at its
+        beginning and to its end exactly once, whatever is committed meanwhile.
+
+        Errors: INVALID_FIELD, PAGE_TOKEN_MISMATCH.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CountProjections(self, request, context):
+        """Counts projections, in all and by group.
+
+        Errors: INVALID_FIELD.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetWatermarks(self, request, context):
+        """Says of each partition how far its log goes, from where it is kept, and how far it is projected.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RebuildProjection(self, request, context):
+        """Builds all projections anew beside the live ones, from the states and the log's tail, and puts them in their place at once.
+
+        Readers see the old ones until then, and never a part. The stream shows the progress; a caller that leaves ends the rebuild, and
+        what it built is dropped.
+
+        Errors: REBUILD_RUNNING.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchOutbox(self, request, context):
+        """Follows the events of one partition's outbox, for a consumer. A feed: see feed.proto.
+
+        The first call registers the consumer, for all partitions: from then on no event is dropped that it has not acknowledged.
+        Without `cursor` and `from_beginning` the feed begins behind what the consumer acknowledged last; a new consumer begins now.
+        At least once: what is not acknowledged comes again. The events of one offset come in one response.
+
+        Errors: INVALID_FIELD, CURSOR_MISMATCH, TOO_MANY_WATCHERS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AckOutbox(self, request, context):
+        """Acknowledges everything in a partition of the outbox up to and with an offset. Acknowledgements never go back: an earlier offset
+        than the last changes nothing. With a guard it is fenced by the consumer's lease; that the guard does not hold is a result.
+
+        Errors: INVALID_FIELD, CONSUMER_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListConsumers(self, request, context):
+        """Lists the registered consumers of the outbox by name, with how far behind they are.
+
+        Errors: INVALID_FIELD, PAGE_TOKEN_MISMATCH.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteConsumer(self, request, context):
+        """Forgets a consumer: its unread events are kept no longer than any others.
+
+        Errors: INVALID_FIELD, CONSUMER_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PreviewRetention(self, request, context):
+        """Counts what the retention settings would delete now, and deletes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -247,6 +428,15 @@ class StoreServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchLeases(self, request, context):
+        """Follows what happens to leases: taken, released, ended. A feed: see feed.proto. Renewals are no items.
+
+        That a lease ended by itself is noticed within a second. Errors: INVALID_FIELD, CURSOR_MISMATCH, TOO_MANY_WATCHERS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListLeases(self, request, context):
         """Lists the leases that are held now and whose names begin with a prefix, ordered by name, a page at a time.
 
@@ -289,6 +479,66 @@ def add_StoreServiceServicer_to_server(servicer, server):
                     request_deserializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.ListOpenKeysRequest.FromString,
                     response_serializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.ListOpenKeysResponse.SerializeToString,
             ),
+            'ListCommits': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCommits,
+                    request_deserializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.ListCommitsRequest.FromString,
+                    response_serializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.ListCommitsResponse.SerializeToString,
+            ),
+            'WatchCommits': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchCommits,
+                    request_deserializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.WatchCommitsRequest.FromString,
+                    response_serializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.WatchCommitsResponse.SerializeToString,
+            ),
+            'GetProjection': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetProjection,
+                    request_deserializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.GetProjectionRequest.FromString,
+                    response_serializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.GetProjectionResponse.SerializeToString,
+            ),
+            'ListProjections': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListProjections,
+                    request_deserializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.ListProjectionsRequest.FromString,
+                    response_serializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.ListProjectionsResponse.SerializeToString,
+            ),
+            'CountProjections': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountProjections,
+                    request_deserializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.CountProjectionsRequest.FromString,
+                    response_serializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.CountProjectionsResponse.SerializeToString,
+            ),
+            'GetWatermarks': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetWatermarks,
+                    request_deserializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.GetWatermarksRequest.FromString,
+                    response_serializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.GetWatermarksResponse.SerializeToString,
+            ),
+            'RebuildProjection': grpc.unary_stream_rpc_method_handler(
+                    servicer.RebuildProjection,
+                    request_deserializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.RebuildProjectionRequest.FromString,
+                    response_serializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.RebuildProjectionResponse.SerializeToString,
+            ),
+            'WatchOutbox': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchOutbox,
+                    request_deserializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.WatchOutboxRequest.FromString,
+                    response_serializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.WatchOutboxResponse.SerializeToString,
+            ),
+            'AckOutbox': grpc.unary_unary_rpc_method_handler(
+                    servicer.AckOutbox,
+                    request_deserializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.AckOutboxRequest.FromString,
+                    response_serializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.AckOutboxResponse.SerializeToString,
+            ),
+            'ListConsumers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListConsumers,
+                    request_deserializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.ListConsumersRequest.FromString,
+                    response_serializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.ListConsumersResponse.SerializeToString,
+            ),
+            'DeleteConsumer': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteConsumer,
+                    request_deserializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.DeleteConsumerRequest.FromString,
+                    response_serializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.DeleteConsumerResponse.SerializeToString,
+            ),
+            'PreviewRetention': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewRetention,
+                    request_deserializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.PreviewRetentionRequest.FromString,
+                    response_serializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.PreviewRetentionResponse.SerializeToString,
+            ),
             'AppendEvents': grpc.unary_unary_rpc_method_handler(
                     servicer.AppendEvents,
                     request_deserializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.AppendEventsRequest.FromString,
@@ -318,6 +568,11 @@ def add_StoreServiceServicer_to_server(servicer, server):
                     servicer.ReleaseLease,
                     request_deserializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.ReleaseLeaseRequest.FromString,
                     response_serializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.ReleaseLeaseResponse.SerializeToString,
+            ),
+            'WatchLeases': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchLeases,
+                    request_deserializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.WatchLeasesRequest.FromString,
+                    response_serializer=omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.WatchLeasesResponse.SerializeToString,
             ),
             'ListLeases': grpc.unary_unary_rpc_method_handler(
                     servicer.ListLeases,
@@ -507,6 +762,330 @@ class StoreService:
             _registered_method=True)
 
     @staticmethod
+    def ListCommits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/omninode.bridge.store.v1.StoreService/ListCommits',
+            omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.ListCommitsRequest.SerializeToString,
+            omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.ListCommitsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchCommits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/omninode.bridge.store.v1.StoreService/WatchCommits',
+            omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.WatchCommitsRequest.SerializeToString,
+            omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.WatchCommitsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetProjection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/omninode.bridge.store.v1.StoreService/GetProjection',
+            omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.GetProjectionRequest.SerializeToString,
+            omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.GetProjectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListProjections(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/omninode.bridge.store.v1.StoreService/ListProjections',
+            omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.ListProjectionsRequest.SerializeToString,
+            omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.ListProjectionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountProjections(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/omninode.bridge.store.v1.StoreService/CountProjections',
+            omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.CountProjectionsRequest.SerializeToString,
+            omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.CountProjectionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetWatermarks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/omninode.bridge.store.v1.StoreService/GetWatermarks',
+            omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.GetWatermarksRequest.SerializeToString,
+            omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.GetWatermarksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RebuildProjection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/omninode.bridge.store.v1.StoreService/RebuildProjection',
+            omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.RebuildProjectionRequest.SerializeToString,
+            omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.RebuildProjectionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchOutbox(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/omninode.bridge.store.v1.StoreService/WatchOutbox',
+            omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.WatchOutboxRequest.SerializeToString,
+            omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.WatchOutboxResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AckOutbox(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/omninode.bridge.store.v1.StoreService/AckOutbox',
+            omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.AckOutboxRequest.SerializeToString,
+            omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.AckOutboxResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListConsumers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/omninode.bridge.store.v1.StoreService/ListConsumers',
+            omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.ListConsumersRequest.SerializeToString,
+            omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.ListConsumersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteConsumer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/omninode.bridge.store.v1.StoreService/DeleteConsumer',
+            omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.DeleteConsumerRequest.SerializeToString,
+            omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.DeleteConsumerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewRetention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/omninode.bridge.store.v1.StoreService/PreviewRetention',
+            omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.PreviewRetentionRequest.SerializeToString,
+            omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.PreviewRetentionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def AppendEvents(request,
             target,
             options=(),
@@ -658,6 +1237,33 @@ class StoreService:
             '/omninode.bridge.store.v1.StoreService/ReleaseLease',
             omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.ReleaseLeaseRequest.SerializeToString,
             omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.ReleaseLeaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchLeases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/omninode.bridge.store.v1.StoreService/WatchLeases',
+            omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.WatchLeasesRequest.SerializeToString,
+            omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2.WatchLeasesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,9 +47,9 @@ class StoreServiceStub:
     item met it: others may stand unless `atomic`, and sending the batch again is safe.
     """
     GetState: _aio.UnaryUnaryMultiCallable[_store_pb2.GetStateRequest, _store_pb2.GetStateResponse]
-    """Returns the current state of a key.
+    """Returns the state of a key: the current one, or the one that it had at a version.
 
-    Errors: INVALID_FIELD, STATE_NOT_FOUND.
+    Errors: INVALID_FIELD, STATE_NOT_FOUND, VERSION_EXPIRED.
     """
     BatchGetStates: _aio.UnaryUnaryMultiCallable[_store_pb2.BatchGetStatesRequest, _store_pb2.BatchGetStatesResponse]
     """Returns the current states of up to 500 keys, in request order, all as of one moment.
@@ -63,6 +63,72 @@ class StoreServiceStub:
 
     Errors: INVALID_FIELD, PAGE_TOKEN_MISMATCH.
     """
+    ListCommits: _aio.UnaryUnaryMultiCallable[_store_pb2.ListCommitsRequest, _store_pb2.ListCommitsResponse]
+    """Lists the commits of a key that the log still holds, the newest first: who did what, and when.
+
+    Errors: INVALID_FIELD, PAGE_TOKEN_MISMATCH.
+    """
+    WatchCommits: _aio.UnaryStreamMultiCallable[_store_pb2.WatchCommitsRequest, _store_pb2.WatchCommitsResponse]
+    """Follows the commits, an item for each action. A feed: see feed.proto.
+
+    Actions of one key come in the order of their versions. Errors: INVALID_FIELD, CURSOR_MISMATCH, TOO_MANY_WATCHERS.
+    """
+    GetProjection: _aio.UnaryUnaryMultiCallable[_store_pb2.GetProjectionRequest, _store_pb2.GetProjectionResponse]
+    """Returns what the projection shows of a key, at `min_version` or later: read your writes, with the version of your commit.
+
+    Where the projection is not there yet the call waits for it, up to `max_wait`, and then answers from the canonical state; `source`
+    says which it was. A version below `min_version` is answered only where the key itself has not come to it.
+
+    Errors: INVALID_FIELD, STATE_NOT_FOUND.
+    """
+    ListProjections: _aio.UnaryUnaryMultiCallable[_store_pb2.ListProjectionsRequest, _store_pb2.ListProjectionsResponse]
+    """Lists projections, a page at a time. Pages are ordered by what never changes of a key, so a walk shows each key that fits at its
+    beginning and to its end exactly once, whatever is committed meanwhile.
+
+    Errors: INVALID_FIELD, PAGE_TOKEN_MISMATCH.
+    """
+    CountProjections: _aio.UnaryUnaryMultiCallable[_store_pb2.CountProjectionsRequest, _store_pb2.CountProjectionsResponse]
+    """Counts projections, in all and by group.
+
+    Errors: INVALID_FIELD.
+    """
+    GetWatermarks: _aio.UnaryUnaryMultiCallable[_store_pb2.GetWatermarksRequest, _store_pb2.GetWatermarksResponse]
+    """Says of each partition how far its log goes, from where it is kept, and how far it is projected."""
+    RebuildProjection: _aio.UnaryStreamMultiCallable[_store_pb2.RebuildProjectionRequest, _store_pb2.RebuildProjectionResponse]
+    """Builds all projections anew beside the live ones, from the states and the log's tail, and puts them in their place at once.
+
+    Readers see the old ones until then, and never a part. The stream shows the progress; a caller that leaves ends the rebuild, and
+    what it built is dropped.
+
+    Errors: REBUILD_RUNNING.
+    """
+    WatchOutbox: _aio.UnaryStreamMultiCallable[_store_pb2.WatchOutboxRequest, _store_pb2.WatchOutboxResponse]
+    """Follows the events of one partition's outbox, for a consumer. A feed: see feed.proto.
+
+    The first call registers the consumer, for all partitions: from then on no event is dropped that it has not acknowledged.
+    Without `cursor` and `from_beginning` the feed begins behind what the consumer acknowledged last; a new consumer begins now.
+    At least once: what is not acknowledged comes again. The events of one offset come in one response.
+
+    Errors: INVALID_FIELD, CURSOR_MISMATCH, TOO_MANY_WATCHERS.
+    """
+    AckOutbox: _aio.UnaryUnaryMultiCallable[_store_pb2.AckOutboxRequest, _store_pb2.AckOutboxResponse]
+    """Acknowledges everything in a partition of the outbox up to and with an offset. Acknowledgements never go back: an earlier offset
+    than the last changes nothing. With a guard it is fenced by the consumer's lease; that the guard does not hold is a result.
+
+    Errors: INVALID_FIELD, CONSUMER_NOT_FOUND.
+    """
+    ListConsumers: _aio.UnaryUnaryMultiCallable[_store_pb2.ListConsumersRequest, _store_pb2.ListConsumersResponse]
+    """Lists the registered consumers of the outbox by name, with how far behind they are.
+
+    Errors: INVALID_FIELD, PAGE_TOKEN_MISMATCH.
+    """
+    DeleteConsumer: _aio.UnaryUnaryMultiCallable[_store_pb2.DeleteConsumerRequest, _store_pb2.DeleteConsumerResponse]
+    """Forgets a consumer: its unread events are kept no longer than any others.
+
+    Errors: INVALID_FIELD, CONSUMER_NOT_FOUND.
+    """
+    PreviewRetention: _aio.UnaryUnaryMultiCallable[_store_pb2.PreviewRetentionRequest, _store_pb2.PreviewRetentionResponse]
+    """Counts what the retention settings would delete now, and deletes nothing."""
     AppendEvents: _aio.UnaryUnaryMultiCallable[_store_pb2.AppendEventsRequest, _store_pb2.AppendEventsResponse]
     """Appends up to 500 events to the outbox without a state, in one transaction.
 
@@ -100,6 +166,11 @@ class StoreServiceStub:
     """Ends a lease at once, if the owner holds it with this epoch.
 
     Errors: INVALID_FIELD.
+    """
+    WatchLeases: _aio.UnaryStreamMultiCallable[_store_pb2.WatchLeasesRequest, _store_pb2.WatchLeasesResponse]
+    """Follows what happens to leases: taken, released, ended. A feed: see feed.proto. Renewals are no items.
+
+    That a lease ended by itself is noticed within a second. Errors: INVALID_FIELD, CURSOR_MISMATCH, TOO_MANY_WATCHERS.
     """
     ListLeases: _aio.UnaryUnaryMultiCallable[_store_pb2.ListLeasesRequest, _store_pb2.ListLeasesResponse]
     """Lists the leases that are held now and whose names begin with a prefix, ordered by name, a page at a time.
@@ -164,9 +235,9 @@ class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _store_pb2.GetStateRequest,
         context: _aio.ServicerContext[_store_pb2.GetStateRequest, _abc.Awaitable[_store_pb2.GetStateResponse]],
     ) -> _abc.Awaitable[_store_pb2.GetStateResponse]:
-        """Returns the current state of a key.
+        """Returns the state of a key: the current one, or the one that it had at a version.
 
-        Errors: INVALID_FIELD, STATE_NOT_FOUND.
+        Errors: INVALID_FIELD, STATE_NOT_FOUND, VERSION_EXPIRED.
         """
 
     @_abc_1.abstractmethod
@@ -192,6 +263,144 @@ class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: INVALID_FIELD, PAGE_TOKEN_MISMATCH.
         """
+
+    @_abc_1.abstractmethod
+    def ListCommits(
+        self,
+        request: _store_pb2.ListCommitsRequest,
+        context: _aio.ServicerContext[_store_pb2.ListCommitsRequest, _abc.Awaitable[_store_pb2.ListCommitsResponse]],
+    ) -> _abc.Awaitable[_store_pb2.ListCommitsResponse]:
+        """Lists the commits of a key that the log still holds, the newest first: who did what, and when.
+
+        Errors: INVALID_FIELD, PAGE_TOKEN_MISMATCH.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchCommits(
+        self,
+        request: _store_pb2.WatchCommitsRequest,
+        context: _aio.ServicerContext[_store_pb2.WatchCommitsRequest, _abc.AsyncIterator[_store_pb2.WatchCommitsResponse]],
+    ) -> _abc.AsyncIterator[_store_pb2.WatchCommitsResponse]:
+        """Follows the commits, an item for each action. A feed: see feed.proto.
+
+        Actions of one key come in the order of their versions. Errors: INVALID_FIELD, CURSOR_MISMATCH, TOO_MANY_WATCHERS.
+        """
+
+    @_abc_1.abstractmethod
+    def GetProjection(
+        self,
+        request: _store_pb2.GetProjectionRequest,
+        context: _aio.ServicerContext[_store_pb2.GetProjectionRequest, _abc.Awaitable[_store_pb2.GetProjectionResponse]],
+    ) -> _abc.Awaitable[_store_pb2.GetProjectionResponse]:
+        """Returns what the projection shows of a key, at `min_version` or later: read your writes, with the version of your commit.
+
+        Where the projection is not there yet the call waits for it, up to `max_wait`, and then answers from the canonical state; `source`
+        says which it was. A version below `min_version` is answered only where the key itself has not come to it.
+
+        Errors: INVALID_FIELD, STATE_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ListProjections(
+        self,
+        request: _store_pb2.ListProjectionsRequest,
+        context: _aio.ServicerContext[_store_pb2.ListProjectionsRequest, _abc.Awaitable[_store_pb2.ListProjectionsResponse]],
+    ) -> _abc.Awaitable[_store_pb2.ListProjectionsResponse]:
+        """Lists projections, a page at a time. Pages are ordered by what never changes of a key, so a walk shows each key that fits at its
+        beginning and to its end exactly once, whatever is committed meanwhile.
+
+        Errors: INVALID_FIELD, PAGE_TOKEN_MISMATCH.
+        """
+
+    @_abc_1.abstractmethod
+    def CountProjections(
+        self,
+        request: _store_pb2.CountProjectionsRequest,
+        context: _aio.ServicerContext[_store_pb2.CountProjectionsRequest, _abc.Awaitable[_store_pb2.CountProjectionsResponse]],
+    ) -> _abc.Awaitable[_store_pb2.CountProjectionsResponse]:
+        """Counts projections, in all and by group.
+
+        Errors: INVALID_FIELD.
+        """
+
+    @_abc_1.abstractmethod
+    def GetWatermarks(
+        self,
+        request: _store_pb2.GetWatermarksRequest,
+        context: _aio.ServicerContext[_store_pb2.GetWatermarksRequest, _abc.Awaitable[_store_pb2.GetWatermarksResponse]],
+    ) -> _abc.Awaitable[_store_pb2.GetWatermarksResponse]:
+        """Says of each partition how far its log goes, from where it is kept, and how far it is projected."""
+
+    @_abc_1.abstractmethod
+    def RebuildProjection(
+        self,
+        request: _store_pb2.RebuildProjectionRequest,
+        context: _aio.ServicerContext[_store_pb2.RebuildProjectionRequest, _abc.AsyncIterator[_store_pb2.RebuildProjectionResponse]],
+    ) -> _abc.AsyncIterator[_store_pb2.RebuildProjectionResponse]:
+        """Builds all projections anew beside the live ones, from the states and the log's tail, and puts them in their place at once.
+
+        Readers see the old ones until then, and never a part. The stream shows the progress; a caller that leaves ends the rebuild, and
+        what it built is dropped.
+
+        Errors: REBUILD_RUNNING.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchOutbox(
+        self,
+        request: _store_pb2.WatchOutboxRequest,
+        context: _aio.ServicerContext[_store_pb2.WatchOutboxRequest, _abc.AsyncIterator[_store_pb2.WatchOutboxResponse]],
+    ) -> _abc.AsyncIterator[_store_pb2.WatchOutboxResponse]:
+        """Follows the events of one partition's outbox, for a consumer. A feed: see feed.proto.
+
+        The first call registers the consumer, for all partitions: from then on no event is dropped that it has not acknowledged.
+        Without `cursor` and `from_beginning` the feed begins behind what the consumer acknowledged last; a new consumer begins now.
+        At least once: what is not acknowledged comes again. The events of one offset come in one response.
+
+        Errors: INVALID_FIELD, CURSOR_MISMATCH, TOO_MANY_WATCHERS.
+        """
+
+    @_abc_1.abstractmethod
+    def AckOutbox(
+        self,
+        request: _store_pb2.AckOutboxRequest,
+        context: _aio.ServicerContext[_store_pb2.AckOutboxRequest, _abc.Awaitable[_store_pb2.AckOutboxResponse]],
+    ) -> _abc.Awaitable[_store_pb2.AckOutboxResponse]:
+        """Acknowledges everything in a partition of the outbox up to and with an offset. Acknowledgements never go back: an earlier offset
+        than the last changes nothing. With a guard it is fenced by the consumer's lease; that the guard does not hold is a result.
+
+        Errors: INVALID_FIELD, CONSUMER_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ListConsumers(
+        self,
+        request: _store_pb2.ListConsumersRequest,
+        context: _aio.ServicerContext[_store_pb2.ListConsumersRequest, _abc.Awaitable[_store_pb2.ListConsumersResponse]],
+    ) -> _abc.Awaitable[_store_pb2.ListConsumersResponse]:
+        """Lists the registered consumers of the outbox by name, with how far behind they are.
+
+        Errors: INVALID_FIELD, PAGE_TOKEN_MISMATCH.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteConsumer(
+        self,
+        request: _store_pb2.DeleteConsumerRequest,
+        context: _aio.ServicerContext[_store_pb2.DeleteConsumerRequest, _abc.Awaitable[_store_pb2.DeleteConsumerResponse]],
+    ) -> _abc.Awaitable[_store_pb2.DeleteConsumerResponse]:
+        """Forgets a consumer: its unread events are kept no longer than any others.
+
+        Errors: INVALID_FIELD, CONSUMER_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def PreviewRetention(
+        self,
+        request: _store_pb2.PreviewRetentionRequest,
+        context: _aio.ServicerContext[_store_pb2.PreviewRetentionRequest, _abc.Awaitable[_store_pb2.PreviewRetentionResponse]],
+    ) -> _abc.Awaitable[_store_pb2.PreviewRetentionResponse]:
+        """Counts what the retention settings would delete now, and deletes nothing."""
 
     @_abc_1.abstractmethod
     def AppendEvents(
@@ -265,6 +474,17 @@ class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
         """Ends a lease at once, if the owner holds it with this epoch.
 
         Errors: INVALID_FIELD.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchLeases(
+        self,
+        request: _store_pb2.WatchLeasesRequest,
+        context: _aio.ServicerContext[_store_pb2.WatchLeasesRequest, _abc.AsyncIterator[_store_pb2.WatchLeasesResponse]],
+    ) -> _abc.AsyncIterator[_store_pb2.WatchLeasesResponse]:
+        """Follows what happens to leases: taken, released, ended. A feed: see feed.proto. Renewals are no items.
+
+        That a lease ended by itself is noticed within a second. Errors: INVALID_FIELD, CURSOR_MISMATCH, TOO_MANY_WATCHERS.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,30 @@
+"""The store's contract over gRPC: messages to the domain's values, the domain's answers to messages. No SQL, no rules.
+
+A module for each thing that the store keeps; StoreServicer is all of them together.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+
+from services.store.domain import Limits
+from services.store.repository import Repositories
+from services.store.servicer.blob import BlobServicer
+from services.store.servicer.commit import CommitServicer
+from services.store.servicer.lease import LeaseServicer
+from services.store.servicer.outbox import OutboxServicer
+from services.store.servicer.state import StateServicer
+
+__all__ = ["StoreServicer"]
+
+
+class StoreServicer(CommitServicer, StateServicer, OutboxServicer, BlobServicer, LeaseServicer):
+    """Answers the store's contract from one database; `new_id` gives the ids of uploads."""
+
+    def __init__(self, repositories: Repositories, limits: Limits, new_id: Callable[[], uuid.UUID]) -> None:
+        CommitServicer.__init__(self, repositories.commits, limits)
+        StateServicer.__init__(self, repositories.states, repositories.partitions, limits)
+        OutboxServicer.__init__(self, repositories.appends)
+        BlobServicer.__init__(self, repositories.blobs, limits, new_id)
+        LeaseServicer.__init__(self, repositories.leases)

@@ -103,7 +103,7 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
         wrapped = served.streaming(behavior, read) if handler.response_streaming else served.unary(behavior, read)
         # No deserializer: the bytes come here, where a failure to parse them can be a typed refusal.
         make = getattr(grpc, f"{kind}_rpc_method_handler")
-        result: grpc.RpcMethodHandler[Any, Any] = make(wrapped, None, handler.response_serializer)
+        result: grpc.RpcMethodHandler[Any, Any] = make(wrapped, None, _writer(handler.response_serializer))
         return result
 
 
@@ -143,6 +143,15 @@ def _parser(method: str, deserialize: Callable[[bytes], Any] | None) -> Callable
             raise MalformedMessage(metadata={"method": method}) from error
 
     return parse
+
+
+def _writer(serialize: Callable[[Any], bytes] | None) -> Callable[[Any], bytes]:
+    """What makes bytes of a servicer's response, which may be encoded already: a feed's is, once for all who watch."""
+
+    def write(response: Any) -> bytes:
+        return response if isinstance(response, bytes) or serialize is None else serialize(response)
+
+    return write
 
 
 def _reader(kind: str, parse: Callable[[bytes], Any]) -> Callable[[Any, _Context], Any]:

@@ -1,0 +1,127 @@
+"""One watcher of a feed: its place, and how its responses are made."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from itertools import groupby
+from typing import Any, Generic
+
+from omninode.bridge.errors.v1 import errors_pb2
+from omninode.bridge.feed.v1 import feed_pb2
+from services.chassis import timestamp
+from services.chassis.errors import invalid_field
+from services.chassis.feed.log import Bounds, Position, R, Row, View
+from services.chassis.feed.settings import FeedSettings
+from services.chassis.token import TokenMismatch, seal, unseal
+
+
+class Watcher(Generic[R]):
+    """One watcher's place, and how its responses are made."""
+
+    def __init__(self, view: View[R], settings: FeedSettings) -> None:
+        self.view = view
+        self.key = json.dumps(view.filters, sort_keys=True)
+        self.position: Position = {}
+        self.ended = False
+        self._settings = settings
+        self._heard = _now()
+
+    def heard(self) -> None:
+        """Says that the watcher was sent something."""
+        self._heard = _now()
+
+    def silence(self) -> float:
+        """Seconds until it must hear something."""
+        return self._heard + self._settings.checkpoint_seconds - _now()
+
+    async def hears(self, news: asyncio.Event) -> bool:
+        """Waits for news until the watcher must hear something; whether they came."""
+        try:
+            async with asyncio.timeout(self.silence()):
+                await news.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def responses(self, rows: Sequence[R], begin: Position) -> list[bytes]:
+        """What the view shows of the rows, whose first are at `begin`, in responses of a bounded size."""
+        encoded: list[bytes] = []
+        # Of a response that ends within an offset the cursor is that before it: who begins there sees the offset again, whole.
+        place = dict(_only(self.view, begin))
+        response, size = self.view.response(), 0
+        for (partition, offset), of_offset in groupby(rows, key=_place_of):
+            if partition not in place:
+                continue
+            for item in self.view.items(list(of_offset)):
+                item_size = item.ByteSize()
+                if size and size + item_size > self._settings.message_bytes:
+                    response.cursor = _cursor_of(place, self.view)
+                    encoded.append(response.SerializeToString())
+                    response, size = self.view.response(), 0
+                response.items.append(item)
+                size += item_size
+            place[partition] = offset + 1
+        if size:
+            response.cursor = _cursor_of(place, self.view)
+            encoded.append(response.SerializeToString())
+        return encoded
+
+    def notice(self, kind: str, time: datetime | None = None) -> bytes:
+        """A notice of the watcher's place."""
+        self.heard()
+        response = self.view.response()
+        notice = getattr(response, kind)
+        notice.position = _cursor_of(_only(self.view, self.position), self.view)
+        if time is not None:
+            timestamp.fill(notice.time, time)
+        encoded: bytes = response.SerializeToString()
+        return encoded
+
+    def reset(self, position: Position, bounds: Mapping[int, Bounds]) -> bytes | None:
+        """The Reset of a place from which the feed cannot go on; None where it can."""
+        if any(partition not in bounds or offset > bounds[partition].next for partition, offset in position.items()):
+            reason = feed_pb2.RESET_REASON_UNKNOWN_POSITION
+        elif any(offset < bounds[partition].first for partition, offset in position.items()):
+            reason = feed_pb2.RESET_REASON_RETENTION
+        else:
+            return None
+        response = self.view.response()
+        response.reset.reason = reason
+        oldest = {partition: bound.first for partition, bound in bounds.items()}
+        response.reset.oldest_cursor = _cursor_of(oldest, self.view)
+        encoded: bytes = response.SerializeToString()
+        return encoded
+
+
+def _only(view: View[Any], position: Position) -> Position:
+    if view.partitions is None:
+        return position
+    return {partition: position[partition] for partition in view.partitions if partition in position}
+
+
+def _cursor_of(position: Position, view: View[Any]) -> str:
+    return seal([position[partition] for partition in sorted(position)], view.filters)
+
+
+def position_of(cursor: str, view: View[Any]) -> dict[int, int]:
+    try:
+        offsets = unseal(cursor, view.filters)
+    except TokenMismatch:
+        raise invalid_field(
+            "cursor",
+            "must be a cursor that this feed gave out with the same filters",
+            reason=errors_pb2.ERROR_REASON_CURSOR_MISMATCH,
+        ) from None
+    partitions = range(len(offsets)) if view.partitions is None else sorted(view.partitions)
+    return dict(zip(partitions, offsets, strict=True))
+
+
+def _place_of(row: Row) -> tuple[int, int]:
+    return row.partition, row.offset
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,90 @@
+"""A connection that LISTENs, of its own: a pool's reset would drop its listeners. It is opened anew whenever it is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import asyncpg
+
+from services.chassis.postgres import PostgresSettings
+
+_log = logging.getLogger(__name__)
+_LOOK_SECONDS = 30.0
+"""A connection that was cut without a word is noticed within this; whoever waits for a wake-up polls meanwhile."""
+_FIRST_PAUSE = 0.1
+_LONGEST_PAUSE = 5.0
+"""Seconds between attempts to connect, doubled each time: a restarted PostgreSQL is back in about a second."""
+
+
+class Listener:
+    """Calls a function for each notification of a channel, with its payload.
+
+    It is called with None when the connection has been made anew: notifications may have been lost, anything may have changed.
+    """
+
+    def __init__(self, settings: PostgresSettings, channels: Mapping[str, Callable[[str | None], None]]) -> None:
+        self._settings = settings
+        self._channels = channels
+        self._running: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begins to listen, also while PostgreSQL is away."""
+        self._running = asyncio.create_task(self._run())
+
+    async def aclose(self) -> None:
+        """Closes the connection."""
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.wait([self._running])
+
+    async def _run(self) -> None:
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                connection = await asyncpg.connect(
+                    self._settings.url,
+                    timeout=self._settings.connect_timeout,
+                    command_timeout=self._settings.connect_timeout,
+                    server_settings={"application_name": f"{self._settings.application_name}-listener"},
+                )
+            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                _log.info("cannot listen to PostgreSQL: %s", error, extra={"next_s": pause})
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+                continue
+            pause = _FIRST_PAUSE
+            try:
+                with contextlib.suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                    await self._listen(connection)
+                _log.info("the connection that listens to PostgreSQL is lost")
+            finally:
+                connection.terminate()
+
+    async def _listen(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        """Returns, or raises, when the connection is lost."""
+        lost = asyncio.Event()
+        connection.add_termination_listener(lambda _connection: lost.set())
+        for channel, tell in self._channels.items():
+            await connection.add_listener(channel, partial(_pass_on, tell))
+        for tell in self._channels.values():
+            tell(None)
+        while not lost.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await lost.wait()
+                return
+            await connection.fetchval("SELECT 1")
+
+
+def _pass_on(tell: Callable[[str | None], None], _connection: Any, _pid: int, _channel: str, payload: object) -> None:
+    tell(str(payload))
+
+
+def partitions_of(payload: str | None) -> list[int] | None:
+    """The partitions that a payload names, as in `3,7`; None for any."""
+    return None if payload is None else [int(number) for number in payload.split(",") if number]

@@ -16,6 +16,23 @@ SET xmloption = content;
 SET client_min_messages = warning;
 SET row_security = off;
 
+--
+-- Name: next_stamp_event_offset(); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.next_stamp_event_offset() RETURNS bigint
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    taken bigint;
+BEGIN
+    UPDATE stamp_log SET next_offset = next_offset + 1 WHERE only_row RETURNING next_offset - 1 INTO taken;
+    PERFORM pg_notify('stamp_events', '0');
+    RETURN taken;
+END
+$$;
+
+
 SET default_tablespace = '';
 
 SET default_table_access_method = heap;
@@ -130,6 +147,7 @@ CREATE TABLE public.leases (
     epoch bigint NOT NULL,
     expires_at timestamp with time zone NOT NULL,
     end_noted boolean DEFAULT false NOT NULL,
+    renewed boolean DEFAULT false NOT NULL,
     CONSTRAINT leases_epoch_check CHECK ((epoch >= 1))
 )
 WITH (fillfactor='50');
@@ -201,10 +219,15 @@ CREATE TABLE public.schema_migrations (
 CREATE TABLE public.stamp_events (
     event_id bigint NOT NULL,
     namespace text NOT NULL,
-    stamp_id uuid NOT NULL,
+    stamp_id uuid,
     kind text NOT NULL,
     occurred_at timestamp with time zone NOT NULL,
-    CONSTRAINT stamp_events_kind_check CHECK ((kind = ANY (ARRAY['created'::text, 'revoked'::text, 'validated'::text, 'batch_processed'::text])))
+    event_offset bigint DEFAULT public.next_stamp_event_offset() NOT NULL,
+    reason text,
+    stamped_count integer,
+    refused_count integer,
+    CONSTRAINT stamp_events_kind_check CHECK ((kind = ANY (ARRAY['created'::text, 'revoked'::text, 'validated'::text, 'batch_processed'::text]))),
+    CONSTRAINT stamp_events_stamp_check CHECK (((stamp_id IS NULL) = (kind = 'batch_processed'::text)))
 );
 
 
@@ -230,15 +253,37 @@ ALTER TABLE public.stamp_events ALTER COLUMN event_id ADD GENERATED ALWAYS AS ID
 
 
 --
+-- Name: stamp_log; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.stamp_log (
+    only_row boolean DEFAULT true NOT NULL,
+    next_offset bigint DEFAULT 0 NOT NULL,
+    first_offset bigint DEFAULT 0 NOT NULL,
+    CONSTRAINT stamp_log_only_row_check CHECK (only_row)
+)
+WITH (fillfactor='10');
+
+
+--
+-- Name: TABLE stamp_log; Type: COMMENT; Schema: public; Owner: -
+--
+
+COMMENT ON TABLE public.stamp_log IS 'Owned by the stamping node: the numbers of the stamps'' events.';
+
+
+--
 -- Name: stamp_requests; Type: TABLE; Schema: public; Owner: -
 --
 
 CREATE TABLE public.stamp_requests (
     namespace text NOT NULL,
     request_id text NOT NULL,
-    fingerprint bytea NOT NULL,
-    stamp_id uuid NOT NULL,
-    created boolean NOT NULL
+    fingerprint bytea,
+    stamp_id uuid,
+    created boolean NOT NULL,
+    released_at timestamp with time zone,
+    CONSTRAINT stamp_requests_tombstone_check CHECK ((((stamp_id IS NULL) = (fingerprint IS NULL)) AND ((stamp_id IS NOT NULL) OR (released_at IS NOT NULL))))
 );
 
 
@@ -247,6 +292,27 @@ CREATE TABLE public.stamp_requests (
 --
 
 COMMENT ON TABLE public.stamp_requests IS 'Owned by the stamping node: what each request_id asked for and was answered.';
+
+
+--
+-- Name: stamp_revocations; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.stamp_revocations (
+    namespace text NOT NULL,
+    request_id text NOT NULL,
+    creation_request_id text NOT NULL,
+    reason text NOT NULL,
+    revoked boolean NOT NULL,
+    remaining_claims bigint NOT NULL
+);
+
+
+--
+-- Name: TABLE stamp_revocations; Type: COMMENT; Schema: public; Owner: -
+--
+
+COMMENT ON TABLE public.stamp_revocations IS 'Owned by the stamping node: what each revocation asked for and was answered.';
 
 
 --
@@ -467,7 +533,15 @@ ALTER TABLE ONLY public.schema_migrations
 --
 
 ALTER TABLE ONLY public.stamp_events
-    ADD CONSTRAINT stamp_events_pkey PRIMARY KEY (event_id);
+    ADD CONSTRAINT stamp_events_pkey PRIMARY KEY (event_offset);
+
+
+--
+-- Name: stamp_log stamp_log_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.stamp_log
+    ADD CONSTRAINT stamp_log_pkey PRIMARY KEY (only_row);
 
 
 --
@@ -476,6 +550,14 @@ ALTER TABLE ONLY public.stamp_events
 
 ALTER TABLE ONLY public.stamp_requests
     ADD CONSTRAINT stamp_requests_pkey PRIMARY KEY (namespace, request_id);
+
+
+--
+-- Name: stamp_revocations stamp_revocations_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.stamp_revocations
+    ADD CONSTRAINT stamp_revocations_pkey PRIMARY KEY (namespace, request_id);
 
 
 --
@@ -567,6 +649,13 @@ CREATE INDEX blobs_upload_idx ON public.blobs USING btree (upload_id) WHERE (upl
 --
 
 CREATE INDEX leases_unnoted_idx ON public.leases USING btree (name) WHERE (NOT end_noted);
+
+
+--
+-- Name: stamp_requests_claim_idx; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX stamp_requests_claim_idx ON public.stamp_requests USING btree (namespace, stamp_id) WHERE (released_at IS NULL);
 
 
 --

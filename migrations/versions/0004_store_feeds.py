@@ -53,6 +53,8 @@ UP = (
     "COMMENT ON TABLE outbox_consumers IS 'Owned by the store node: what each consumer of the outbox has acknowledged.'",
     # False while the lease's end, if it has come, has not been noted among the events.
     "ALTER TABLE leases ADD COLUMN end_noted boolean NOT NULL DEFAULT false",
+    # Whether the last acquisition changed nothing but the lease's end: how the statement that took it knows.
+    "ALTER TABLE leases ADD COLUMN renewed boolean NOT NULL DEFAULT false",
     # Leases that ended before there were events: nobody waits to hear of them.
     "UPDATE leases SET end_noted = true WHERE expires_at <= clock_timestamp()",
     # Not on expires_at, which every renewal changes.
@@ -67,6 +69,7 @@ DOWN = (
     "DROP TABLE lease_events",
     "DROP TABLE lease_log",
     "DROP INDEX leases_unnoted_idx",
+    "ALTER TABLE leases DROP COLUMN renewed",
     "ALTER TABLE leases DROP COLUMN end_noted",
     "DROP TABLE outbox_consumers",
     "DROP INDEX workflow_commits_key_idx",

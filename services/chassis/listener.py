@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,12 +22,14 @@ _LONGEST_PAUSE = 5.0
 
 
 class Listener:
-    """Calls a function for each notification of a channel, with its payload.
+    """Tells who follows a channel which partitions a notification names, as in `3,7`.
 
-    It is called with None when the connection has been made anew: notifications may have been lost, anything may have changed.
+    None stands for all of them: the connection has been made anew, and notifications may have been lost.
     """
 
-    def __init__(self, settings: PostgresSettings, channels: Mapping[str, Callable[[str | None], None]]) -> None:
+    def __init__(
+        self, settings: PostgresSettings, channels: Mapping[str, Sequence[Callable[[Collection[int] | None], None]]]
+    ) -> None:
         self._settings = settings
         self._channels = channels
         self._running: asyncio.Task[None] | None = None
@@ -69,10 +71,11 @@ class Listener:
         """Returns, or raises, when the connection is lost."""
         lost = asyncio.Event()
         connection.add_termination_listener(lambda _connection: lost.set())
-        for channel, tell in self._channels.items():
-            await connection.add_listener(channel, partial(_pass_on, tell))
-        for tell in self._channels.values():
-            tell(None)
+        for channel, followers in self._channels.items():
+            await connection.add_listener(channel, partial(_pass_on, followers))
+        for followers in self._channels.values():
+            for tell in followers:
+                tell(None)
         while not lost.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_SECONDS):
@@ -81,10 +84,13 @@ class Listener:
             await connection.fetchval("SELECT 1")
 
 
-def _pass_on(tell: Callable[[str | None], None], _connection: Any, _pid: int, _channel: str, payload: object) -> None:
-    tell(str(payload))
-
-
-def partitions_of(payload: str | None) -> list[int] | None:
-    """The partitions that a payload names, as in `3,7`; None for any."""
-    return None if payload is None else [int(number) for number in payload.split(",") if number]
+def _pass_on(
+    followers: Sequence[Callable[[Collection[int] | None], None]],
+    _connection: Any,
+    _pid: int,
+    _channel: str,
+    payload: object,
+) -> None:
+    partitions = [int(number) for number in str(payload).split(",") if number]
+    for tell in followers:
+        tell(partitions)

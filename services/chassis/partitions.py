@@ -8,16 +8,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from itertools import islice
-from typing import Self
+from typing import Protocol, Self
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from omninode.bridge.store.v1 import store_pb2, store_pb2_grpc
+from omninode.bridge.store.v1 import store_pb2
 from services.chassis.errors import BridgeError
 
 _log = logging.getLogger(__name__)
@@ -44,6 +44,26 @@ class PartitionSettings(BaseModel):
         if self.margin_seconds >= self.ttl_seconds / 3:
             raise ValueError("margin_seconds must be less than a third of ttl_seconds")
         return self
+
+
+class LeaseStore(Protocol):
+    """What is called of a store: its stub has it all."""
+
+    def DescribeStore(
+        self, request: store_pb2.DescribeStoreRequest, /, *, timeout: float
+    ) -> Awaitable[store_pb2.DescribeStoreResponse]: ...
+    def AcquireLease(
+        self, request: store_pb2.AcquireLeaseRequest, /, *, timeout: float
+    ) -> Awaitable[store_pb2.AcquireLeaseResponse]: ...
+    def RenewLeases(
+        self, request: store_pb2.RenewLeasesRequest, /, *, timeout: float
+    ) -> Awaitable[store_pb2.RenewLeasesResponse]: ...
+    def ReleaseLease(
+        self, request: store_pb2.ReleaseLeaseRequest, /, *, timeout: float
+    ) -> Awaitable[store_pb2.ReleaseLeaseResponse]: ...
+    def ListLeases(
+        self, request: store_pb2.ListLeasesRequest, /, *, timeout: float
+    ) -> Awaitable[store_pb2.ListLeasesResponse]: ...
 
 
 def fair_share(owner: str, members: Iterable[str], partition_count: int) -> int:
@@ -81,7 +101,7 @@ class Partitions:
 
     def __init__(
         self,
-        store: store_pb2_grpc.StoreServiceStub,
+        store: LeaseStore,
         *,
         role: str,
         work: str,
@@ -131,6 +151,8 @@ class Partitions:
                 _log.warning(
                     "leases not kept: %s", error.message, extra={"role": self._role, "reason": error.reason_name}
                 )
+            except TimeoutError:
+                _log.warning("leases not kept: the store takes too long", extra={"role": self._role})
             except Exception:
                 _log.exception("leases not kept")
             await asyncio.sleep(self._interval if settled else min(self._interval, self._settings.retry_seconds))
@@ -205,7 +227,7 @@ class Partitions:
         epochs = {name: self._held[name].epoch for name in names}
         for name in names:
             self._lose(name)
-        with contextlib.suppress(BridgeError, grpc.aio.AioRpcError):
+        with contextlib.suppress(BridgeError, grpc.aio.AioRpcError, TimeoutError):
             for name, epoch in epochs.items():
                 request = store_pb2.ReleaseLeaseRequest(name=name, owner=self._owner, epoch=epoch)
                 await self._store.ReleaseLease(request, timeout=self._interval)

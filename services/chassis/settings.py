@@ -35,6 +35,8 @@ class SharedVariable:
     """
 
     name: str
+    unit: float = 1
+    """How much of the field's unit the variable's is: 0.001 for a variable in milliseconds and a field in seconds."""
 
 
 class NodeSettings(BaseSettings):
@@ -119,7 +121,12 @@ def describe(cls: type[NodeSettings], *, node: str, contract: Contract) -> tuple
 class _Field:
     info: FieldInfo
     variable: str
-    shared_variable: str | None
+    shared: SharedVariable | None
+
+    @property
+    def shared_variable(self) -> str | None:
+        """The shared variable's name."""
+        return self.shared.name if self.shared else None
 
     @property
     def is_secret(self) -> bool:
@@ -143,7 +150,7 @@ class _Environment(PydanticBaseSettingsSource):
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[dict[str, Any], str, bool]:
         values = {
-            name: self._decoded(self._fields[section, name].info, self._environ[variable])
+            name: self._decoded(self._fields[section, name], variable)
             for (section, name), variable in self._given.items()
             if section == field_name
         }
@@ -152,14 +159,25 @@ class _Environment(PydanticBaseSettingsSource):
     def __call__(self) -> dict[str, Any]:
         return {name: self.get_field_value(info, name)[0] for name, info in self.settings_cls.model_fields.items()}
 
-    def _decoded(self, info: FieldInfo, value: str) -> object:
-        if not self.field_is_complex(info):
+    def _decoded(self, field: _Field, variable: str) -> object:
+        value = self._environ[variable]
+        if field.shared and field.shared.name == variable and field.shared.unit != 1:
+            return _scaled(value, field.shared.unit)
+        if not self.field_is_complex(field.info):
             return value
         try:
             return json.loads(value)
         except ValueError:
             # The field refuses it with its name.
             return value
+
+
+def _scaled(value: str, unit: float) -> object:
+    """The number in the field's unit; what is none the field refuses."""
+    try:
+        return float(value) * unit
+    except ValueError:
+        return value
 
 
 def _prefix(node: str) -> str:
@@ -174,7 +192,7 @@ def _fields(cls: type[NodeSettings], node: str) -> _Fields:
         if not (isinstance(model, type) and issubclass(model, BaseModel)) or not of_section.is_required():
             raise TypeError(f"{cls.__name__}.{section} must be a section: a model, without a default")
         for name, info in model.model_fields.items():
-            shared = next((mark.name for mark in info.metadata if isinstance(mark, SharedVariable)), None)
+            shared = next((mark for mark in info.metadata if isinstance(mark, SharedVariable)), None)
             found[section, name] = _Field(info, f"{_prefix(node)}{section.upper()}__{name.upper()}", shared)
     return found
 

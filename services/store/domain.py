@@ -57,6 +57,18 @@ class StateNotFound(NotFound):
     reason = errors_pb2.ERROR_REASON_STATE_NOT_FOUND
 
 
+class VersionExpired(NotFound):
+    """The log does not hold this version of the key any more."""
+
+    reason = errors_pb2.ERROR_REASON_VERSION_EXPIRED
+
+
+class ConsumerNotFound(NotFound):
+    """No consumer of this name is registered."""
+
+    reason = errors_pb2.ERROR_REASON_CONSUMER_NOT_FOUND
+
+
 class BlobMissing(FailedPrecondition):
     """A blob that the commit refers to is not stored; put it first."""
 
@@ -121,6 +133,8 @@ EXTRAS_BYTES = 64 * _KIB
 INLINE_BLOB_BYTES = _MIB
 """A blob in a commit; it passes through one SQL statement with everyone else's."""
 _HEADERS_BYTES = 8 * _KIB
+_EVENTS_BYTES = 8 * _MIB
+"""Payloads of one action's events: an action is one item of a feed, and goes out in one message."""
 # After an even number of backslashes, which are escaped backslashes, and not after an odd one.
 _NUL = "\\u0000"
 _ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
@@ -223,6 +237,15 @@ UNSAID = Provenance(effect_id="", actor="", occur_time=None, correlation_id="")
 """The provenance of an action that has none."""
 
 
+def _deliverable(events: tuple[Event, ...]) -> tuple[Event, ...]:
+    # So few cannot be too much, and most actions have one or two.
+    if len(events) * PAYLOAD_BYTES > _EVENTS_BYTES:
+        size = sum(len(event.payload_json.encode()) for event in events)
+        if size > _EVENTS_BYTES:
+            raise ValueError(f"must have payloads of at most {_EVENTS_BYTES} bytes in all")
+    return events
+
+
 class Action(Boundary):
     """One action that a commit records."""
 
@@ -230,7 +253,7 @@ class Action(Boundary):
     fingerprint: Annotated[bytes, Field(min_length=32, max_length=32)]
     type: Name
     provenance: Provenance
-    events: Annotated[tuple[Event, ...], Field(max_length=100)]
+    events: Annotated[tuple[Event, ...], Field(max_length=100), AfterValidator(_deliverable)]
 
 
 class Projection(Boundary):
@@ -381,10 +404,74 @@ class Appended(NamedTuple):
     offset: int
 
 
+class Acknowledgement(Boundary):
+    """What a consumer of the outbox has dealt with: everything in the partition up to and with the offset."""
+
+    consumer: Name
+    partition: Annotated[int, Field(ge=0)]
+    offset: Annotated[int, Field(ge=0)]
+    guard: Guard | None
+
+
+class ConsumerKey(Boundary):
+    """What names a consumer of the outbox."""
+
+    consumer: Name
+
+
+class ConsumerPartition(NamedTuple):
+    """How far a consumer is in a partition."""
+
+    partition: int
+    next_offset: int
+    """The first that it has not acknowledged."""
+    lag: int
+    acknowledged_at: datetime | None
+
+
+class Consumer(NamedTuple):
+    """A consumer of the outbox."""
+
+    name: str
+    registered_at: datetime
+    partitions: Sequence[ConsumerPartition]
+
+
 class StateKey(Boundary):
     """What names a state."""
 
     key: Key
+
+
+class PastState(Boundary):
+    """What names the state that a key had at a version."""
+
+    key: Key
+    at_version: Annotated[int, Field(ge=0)]
+
+
+class LoggedAction(NamedTuple):
+    """One action of the log. Of a commit's actions the first has its state and schema_version; None where they are not there."""
+
+    partition: int
+    offset: int
+    action_index: int
+    action_id: uuid.UUID
+    type: str
+    provenance: Provenance
+    events: Sequence[StoredEvent]
+    key: str | None
+    """None of appended events."""
+    version: int
+    state_json: str | None
+    schema_version: int | None
+    final: bool | None
+    committed_at: datetime
+
+    @property
+    def size_bytes(self) -> int:
+        """About what it takes in memory."""
+        return 500 + len(self.state_json or "") + sum(300 + len(event.payload_json) for event in self.events)
 
 
 class OpenKey(NamedTuple):
@@ -410,6 +497,28 @@ class Lease(NamedTuple):
     owner: str
     epoch: int
     expires_at: datetime
+
+
+class LeaseEvent(NamedTuple):
+    """What happened to a lease."""
+
+    offset: int
+    kind: str
+    """acquired, released or expired."""
+    name: str
+    owner: str
+    epoch: int
+    occurred_at: datetime
+
+    @property
+    def partition(self) -> int:
+        """The events are one sequence."""
+        return 0
+
+    @property
+    def size_bytes(self) -> int:
+        """About what it takes in memory."""
+        return 500
 
 
 class LeaseRequest(Boundary):

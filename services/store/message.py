@@ -23,6 +23,7 @@ from services.store.domain import (
     LeaseRequest,
     NotApplied,
     Outcome,
+    Provenance,
     Renewal,
     State,
     StoredEvent,
@@ -128,7 +129,8 @@ def fill_outcome(
             for action in outcome.known:
                 known = answer.duplicate.known.add(action_id=str(action.action_id))
                 fill_committed(known.committed, action.committed)
-                known.events.extend(_event(event) for event in action.events)
+                for event in action.events:
+                    fill_event(known.events.add(), event)
         case Fenced():
             answer.fenced.lease = outcome.lease
             answer.fenced.current_epoch = outcome.current_epoch
@@ -212,13 +214,21 @@ def to_lease_messages(leases: Sequence[Lease]) -> list[store_pb2.Lease]:
     return [to_lease_message(lease) for lease in leases]
 
 
-def _event(event: StoredEvent) -> store_pb2.Event:
-    return store_pb2.Event(
-        event_id=str(event.event_id),
-        kind=store_pb2.EventKind.ValueType(event.kind),
-        event_type=event.event_type,
-        topic=event.topic,
-        partition_key=event.partition_key,
-        payload_json=event.payload_json,
-        headers=event.headers,
-    )
+def fill_event(message: store_pb2.Event, event: StoredEvent) -> None:
+    """Fills an event of the outbox."""
+    message.event_id = str(event.event_id)
+    message.kind = store_pb2.EventKind.ValueType(event.kind)
+    message.event_type = event.event_type
+    message.topic = event.topic
+    message.partition_key = event.partition_key
+    message.payload_json = event.payload_json
+    message.headers.update(event.headers)
+
+
+def fill_provenance(message: store_pb2.Provenance, provenance: Provenance) -> None:
+    """Fills who did an action."""
+    message.effect_id = provenance.effect_id
+    message.actor = provenance.actor
+    message.correlation_id = provenance.correlation_id
+    if provenance.occur_time is not None:
+        timestamp.fill(message.occur_time, provenance.occur_time)

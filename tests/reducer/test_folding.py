@@ -133,7 +133,7 @@ async def test_a_key_that_is_not_cached_is_read_before_its_state_is_folded_on(
 
 async def test_a_state_that_the_stores_answer_had_no_room_for_is_asked_for_alone(database_url: str) -> None:
     one_state = Limits.model_construct(answer_state_bytes=len(json.dumps(BY_HAND)))
-    async with store_stub(database_url, one_state) as stub:
+    async with store_stub(database_url, limits=one_state) as stub:
         keys = ("workflow/a", "workflow/b")
         for key in keys:
             await write(stub, key)

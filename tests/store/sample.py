@@ -119,11 +119,12 @@ async def log(database_url: str) -> list[tuple[int, int, int, str, str | None, i
 
 
 async def counts(database_url: str) -> dict[str, int]:
-    """How many rows each table has, and how many offsets were given out."""
+    """How many rows each table has, and how many offsets were given out; the nodes' own leases not counted."""
     ((states, commits, blobs, chunks, references, leases, offsets),) = await rows(
         database_url,
         "SELECT (SELECT count(*) FROM workflow_state), (SELECT count(*) FROM workflow_commits), (SELECT count(*) FROM blobs),"
-        " (SELECT count(*) FROM blob_chunks), (SELECT count(*) FROM blob_references), (SELECT count(*) FROM leases),"
+        " (SELECT count(*) FROM blob_chunks), (SELECT count(*) FROM blob_references),"
+        " (SELECT count(*) FROM leases WHERE name NOT LIKE 'store/%'),"
         " (SELECT coalesce(sum(next_offset), 0)::bigint FROM store_partitions)",
     )
     return {

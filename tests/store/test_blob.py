@@ -117,7 +117,7 @@ async def _ended(call: grpc.aio.StreamUnaryCall[pb.PutBlobRequest, pb.PutBlobRes
 
 
 async def test_a_blob_over_its_bound_is_refused_and_leaves_nothing(database_url: str) -> None:
-    async with store_stub(database_url, Limits(blob_bytes=2 * MIB)) as stub:
+    async with store_stub(database_url, limits=Limits(blob_bytes=2 * MIB)) as stub:
         await stub.PutBlob(upload(content_of(2 * MIB)))
         before = await counts(database_url)
         with pytest.raises(InvalidArgument) as caught:

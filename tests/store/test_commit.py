@@ -167,7 +167,7 @@ async def test_the_log_holds_the_state_once_for_a_commit_and_who_did_it_for_each
     )
     assert stored == [
         ("started", '["w/stamp","ada","1970-01-01T00:00:01.000005+00:00","call-1"]', '{"n": 1}', 7, True),
-        ("ended", '["","",null,""]', None, None, None),
+        ("ended", '["","",null,""]', None, None, True),
     ]
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from omninode.bridge.errors.v1 import errors_pb2
 from omninode.bridge.store.v1 import store_pb2 as pb
@@ -14,8 +14,8 @@ from services.chassis.coalesce import QueueFull
 from services.chassis.errors import BridgeError
 from services.chassis.postgres_error import DatabaseUnavailable, PoolExhausted
 from services.store.domain import BlobMissing, Commit, Limits
-from services.store.repository import Repositories
-from services.store.servicer import StoreServicer
+from services.store.metrics import CommitMetrics
+from services.store.servicer.commit import CommitServicer
 from tests.store.sample import commit
 
 
@@ -32,10 +32,11 @@ class FailingCommits:
 async def batch(failure: BridgeError) -> pb.BatchTryCommitResponse:
     unused: Any = None
     commits: Any = FailingCommits(failure)
-    repositories = Repositories(unused, commits, unused, unused, unused, unused)
-    servicer = StoreServicer(repositories, Limits(), uuid.uuid4)
+    servicer: Any = CommitServicer
+    batches = servicer(commits, unused, Limits(), CommitMetrics(CollectorRegistry()))
     items = [commit("no collection"), commit(), commit()]
-    return await servicer.BatchTryCommit(pb.BatchTryCommitRequest(items=items), unused)
+    response: pb.BatchTryCommitResponse = await batches.BatchTryCommit(pb.BatchTryCommitRequest(items=items), unused)
+    return response
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ async def test_states_are_answered_in_request_order_each_as_often_as_it_is_asked
 
 async def test_answers_leave_out_states_beyond_their_bound(database_url: str) -> None:
     keys = [f"workflow/{number}" for number in range(4)]
-    async with store_stub(database_url, Limits.model_construct(answer_state_bytes=250)) as stub:
+    async with store_stub(database_url, limits=Limits.model_construct(answer_state_bytes=250)) as stub:
         for key in keys[:3]:
             await stub.TryCommit(commit(key, state_json=state_of_bytes(100)))
         await stub.TryCommit(commit(keys[3], state_json=state_of_bytes(50)))

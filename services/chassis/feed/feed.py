@@ -209,6 +209,7 @@ class Feed(Generic[R]):
                     await self._growth.wait()
             except TimeoutError:
                 self._stale = None
+            self._growth.clear()
             try:
                 await self._read()
                 failing = False
@@ -224,7 +225,6 @@ class Feed(Generic[R]):
         """Takes in what the log has more than the tail."""
         complete_at = None
         while (tail := self._tail) is not None:
-            self._growth.clear()
             began = self._now()
             if (began - tail.time).total_seconds() >= self._settings.poll_seconds:
                 self._stale = None
@@ -242,7 +242,8 @@ class Feed(Generic[R]):
             if not page.cut:
                 tail.time = complete_at or tail.time
                 return
-            self.wake(page.cut)
+            if self._stale is not None:
+                self._stale.update(page.cut)
 
 
 def _seen(view: View[Any], bounds: Mapping[int, Bounds]) -> dict[int, Bounds]:

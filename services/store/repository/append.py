@@ -21,7 +21,12 @@ _TAKE_PARTITIONS = (
 _KNOWN_APPENDS = (
     "SELECT action_id, fingerprint, partition, commit_offset FROM workflow_commits WHERE action_id = ANY($1)"
 )
-_COUNT_ON = "UPDATE store_partitions SET next_offset = next_offset + 1 WHERE partition = ANY($1)"
+_COUNT_ON = """
+WITH counted AS (
+    UPDATE store_partitions SET next_offset = next_offset + 1 WHERE partition = ANY($1) RETURNING partition
+)
+SELECT pg_notify('store_commits', string_agg(partition::text, ',')) FROM counted
+"""
 _APPEND = """
 INSERT INTO workflow_commits (partition, commit_offset, action_index, action_id, fingerprint, action_type, provenance, events,
                               version, committed_at)

@@ -74,9 +74,12 @@ WITH item AS (
     WHERE guard.held <> coalesce(lease.epoch = guard.epoch AND lease.expires_at > clock_timestamp(), false)
     ORDER BY guard.item, guard.position
 ), missing AS (
+    -- What is there is locked, in the digests' order, so that no sweep deletes it before the reference is seen.
     SELECT DISTINCT ON (reference.item) reference.item, reference.digest
-    FROM reference
-    LEFT JOIN LATERAL (SELECT true AS found FROM blobs WHERE blobs.digest = reference.digest LIMIT 1) AS stored ON true
+    FROM (SELECT item, digest FROM reference ORDER BY digest) AS reference
+    LEFT JOIN LATERAL (
+        SELECT true AS found FROM blobs WHERE blobs.digest = reference.digest LIMIT 1 FOR KEY SHARE
+    ) AS stored ON true
     WHERE stored.found IS NULL
       AND NOT EXISTS (SELECT FROM blob WHERE blob.item = reference.item AND blob.digest = reference.digest)
     ORDER BY reference.item
@@ -97,15 +100,17 @@ WITH item AS (
     -- The clock is read when the partitions are held, not when the transaction began: times grow with the offsets.
     SELECT clock_timestamp() AS committed_at FROM (SELECT count(*) FROM taken) AS held
 ), opened AS (
-    INSERT INTO workflow_state (key, partition, version, state, schema_version, final, projection, last_action, updated_at)
-    SELECT key, partition, 1, state, schema_version, final, projection, last_action, committed_at
+    INSERT INTO workflow_state (key, partition, version, state, schema_version, final, projection, last_action, created_at,
+                                updated_at)
+    SELECT key, partition, 1, state, schema_version, final, projection, last_action, committed_at, committed_at
     FROM ready CROSS JOIN moment WHERE version IS NULL
     ON CONFLICT ON CONSTRAINT workflow_state_pkey DO NOTHING
     RETURNING key, version
 ), advanced AS (
     UPDATE workflow_state AS stored
     SET version = stored.version + 1, state = ready.state, schema_version = ready.schema_version, final = ready.final,
-        projection = coalesce(ready.projection, stored.projection), last_action = ready.last_action, updated_at = committed_at
+        projection = coalesce(ready.projection, stored.projection), last_action = ready.last_action, updated_at = committed_at,
+        forgotten = false
     FROM ready CROSS JOIN moment
     WHERE stored.ctid = ANY (ARRAY(SELECT row_id FROM ready WHERE row_id IS NOT NULL))
       AND stored.key = ready.key AND stored.version = ready.version
@@ -126,23 +131,26 @@ WITH item AS (
     INSERT INTO workflow_commits (partition, commit_offset, action_index, action_id, fingerprint, action_type, provenance, events,
                                   key, version, state, schema_version, final, committed_at)
     SELECT partition, commit_offset, action_index, action_id, fingerprint, action_type, provenance, events, key, version,
-           CASE WHEN action_index = 0 THEN state END, CASE WHEN action_index = 0 THEN schema_version END,
-           CASE WHEN action_index = 0 THEN final END, committed_at
+           CASE WHEN action_index = 0 THEN state END, CASE WHEN action_index = 0 THEN schema_version END, final, committed_at
     FROM committed JOIN action USING (item)
 ), kept AS (
     INSERT INTO blobs (digest, size_bytes, content, created_at)
     SELECT DISTINCT ON (digest) digest, octet_length(content), content, now() FROM blob JOIN committed USING (item) ORDER BY digest
-    ON CONFLICT ON CONSTRAINT blobs_pkey DO NOTHING
+    -- It waits for a sweep that deletes it, and is as good as new after.
+    ON CONFLICT ON CONSTRAINT blobs_pkey DO UPDATE SET created_at = excluded.created_at
 ), referred AS (
     INSERT INTO blob_references (digest, key)
     SELECT digest, key FROM (SELECT item, digest FROM blob UNION SELECT item, digest FROM reference) AS used
     JOIN committed USING (item) ORDER BY digest, key
     ON CONFLICT ON CONSTRAINT blob_references_pkey DO NOTHING
+), told AS MATERIALIZED (
+    SELECT pg_notify('store_commits', string_agg(partition::text, ',')) FROM counted HAVING count(*) > 0
 )
 SELECT item, 'committed' AS outcome, NULL::smallint AS action_index, NULL::uuid AS action_id, NULL::boolean AS same, version,
        partition, commit_offset, committed_at AS at, NULL AS text, NULL::bigint AS number, NULL::boolean AS final,
        NULL::bytea AS digest
-FROM committed
+-- A SELECT among the CTEs is done only if it is asked for.
+FROM committed WHERE (SELECT count(*) FROM told) > 0
 UNION ALL
 SELECT item, 'known', action_index, action_id, same, version, partition, commit_offset, committed_at, events, NULL, NULL, NULL
 FROM known

@@ -4,19 +4,40 @@ from __future__ import annotations
 
 from asyncpg import Record
 
+from services.chassis.feed import Bounds, Page, Position
 from services.chassis.postgres import Database
-from services.store.domain import Lease, LeaseQuery, LeaseRelease, LeaseRequest, Renewal
+from services.store.domain import Lease, LeaseEvent, LeaseQuery, LeaseRelease, LeaseRequest, Renewal
 
 # The clock is read when the row is held, not when the transaction began: it may have waited for a commit that depends on the lease.
-_ACQUIRE = """
-INSERT INTO leases AS stored (name, owner, epoch, expires_at)
-VALUES ($1, $2, 1, clock_timestamp() + $3)
-ON CONFLICT ON CONSTRAINT leases_pkey DO UPDATE
-SET owner = excluded.owner,
-    epoch = stored.epoch + CASE WHEN stored.owner = excluded.owner AND stored.expires_at > clock_timestamp() THEN 0 ELSE 1 END,
-    expires_at = clock_timestamp() + $3
-WHERE stored.expires_at <= clock_timestamp() OR stored.owner = excluded.owner
-RETURNING name, owner, epoch, expires_at
+# What happens is noted in the statement that does it, and numbered as commits are: see docs/commit-log.md.
+_NOTED = """
+), number AS (
+    UPDATE lease_log SET next_offset = next_offset + (SELECT count(*) FROM noted) WHERE EXISTS (SELECT FROM noted)
+    RETURNING next_offset - (SELECT count(*) FROM noted) AS first_offset
+), event AS (
+    INSERT INTO lease_events (event_offset, kind, name, owner, epoch, occurred_at)
+    SELECT first_offset + row_number() OVER (ORDER BY name) - 1, kind, name, owner, epoch, clock_timestamp()
+    FROM noted CROSS JOIN number
+    RETURNING event_offset
+), told AS MATERIALIZED (
+    SELECT pg_notify('store_leases', '0') FROM number
+)
+"""
+_ACQUIRE = f"""
+WITH taken AS (
+    INSERT INTO leases AS stored (name, owner, epoch, expires_at)
+    VALUES ($1, $2, 1, clock_timestamp() + $3)
+    ON CONFLICT ON CONSTRAINT leases_pkey DO UPDATE
+    SET (owner, expires_at, epoch, renewed, end_noted) = (
+        SELECT excluded.owner, clock_timestamp() + $3, stored.epoch + is_new::integer, NOT is_new, false
+        FROM (SELECT stored.owner <> excluded.owner OR stored.expires_at <= clock_timestamp() AS is_new) AS judged
+    )
+    WHERE stored.expires_at <= clock_timestamp() OR stored.owner = excluded.owner
+    RETURNING name, owner, epoch, expires_at, renewed
+), noted AS (
+    SELECT 'acquired' AS kind, name, owner, epoch FROM taken WHERE NOT renewed
+{_NOTED}
+SELECT name, owner, epoch, expires_at FROM taken WHERE (SELECT count(*) FROM told) >= 0
 """
 _FIND = "SELECT name, owner, epoch, expires_at FROM leases WHERE name = $1"
 _RENEW = """
@@ -39,16 +60,35 @@ LEFT JOIN renewed USING (name, epoch)
 LEFT JOIN LATERAL (SELECT name, owner, epoch, expires_at FROM leases WHERE leases.name = wanted.name LIMIT 1) AS stored ON true
 ORDER BY wanted.position
 """
-_RELEASE = """
-UPDATE leases SET expires_at = clock_timestamp()
-WHERE name = $1 AND owner = $2 AND epoch = $3 AND expires_at > clock_timestamp()
-RETURNING name
+_RELEASE = f"""
+WITH noted AS (
+    UPDATE leases SET expires_at = clock_timestamp(), end_noted = true
+    WHERE name = $1 AND owner = $2 AND epoch = $3 AND expires_at > clock_timestamp()
+    RETURNING 'released' AS kind, name, owner, epoch
+{_NOTED}
+SELECT name FROM noted WHERE (SELECT count(*) FROM told) > 0
+"""
+_NOTE_ENDS = f"""
+WITH ended AS (
+    SELECT name FROM leases WHERE NOT end_noted AND expires_at <= clock_timestamp() AND ($1 = '' OR name = $1)
+    ORDER BY name LIMIT $2 FOR UPDATE SKIP LOCKED
+), noted AS (
+    UPDATE leases AS stored SET end_noted = true FROM ended WHERE stored.name = ended.name
+    RETURNING 'expired' AS kind, stored.name, stored.owner, stored.epoch
+{_NOTED}
+SELECT count(*) FROM noted WHERE (SELECT count(*) FROM told) >= 0
 """
 _LIST = """
 SELECT name, owner, epoch, expires_at FROM leases
 WHERE name > $1 COLLATE "C" AND name >= $2 COLLATE "C" AND starts_with(name, $2) AND expires_at > clock_timestamp()
 ORDER BY name LIMIT $3
 """
+_BOUNDS = "SELECT first_offset, next_offset FROM lease_log"
+_READ = """
+SELECT event_offset, kind, name, owner, epoch, occurred_at FROM lease_events
+WHERE event_offset >= $1 AND event_offset < $2 ORDER BY event_offset LIMIT $3
+"""
+_NO_END = 2**63 - 1
 
 
 class LeaseRepository:
@@ -59,6 +99,8 @@ class LeaseRepository:
 
     async def acquire(self, request: LeaseRequest) -> Lease:
         """The lease as it is now: the asker's own, if nobody else holds it."""
+        # First, so that the end of one holder is shown before the beginning of the next.
+        await self.note_ends(1, request.name)
         while True:
             row = await self._database.fetchrow(_ACQUIRE, request.name, request.owner, request.ttl)
             row = row or await self._database.fetchrow(_FIND, request.name)
@@ -80,9 +122,36 @@ class LeaseRepository:
         """Ends the lease; whether the owner held it with this epoch."""
         return await self._database.fetchrow(_RELEASE, release.name, release.owner, release.epoch) is not None
 
+    async def note_ends(self, limit: int, name: str = "") -> int:
+        """Notes up to `limit` leases, of one name or of all, that ended by themselves, as events; how many they were."""
+        count: int = await self._database.fetchval(_NOTE_ENDS, name, limit)
+        return count
+
     async def list(self, query: LeaseQuery, after: str, size: int) -> list[Lease]:
         """Up to `size` leases that are held now, from behind `after` on."""
         return [_from_row(row) for row in await self._database.fetch(_LIST, after, query.prefix, size)]
+
+
+class LeaseLog:
+    """What happened to the leases of one database: the log of a feed."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def bounds(self) -> dict[int, Bounds]:
+        """The log's one sequence is partition 0."""
+        row = await self._database.fetchrow(_BOUNDS)
+        assert row is not None, "the migration makes the row"
+        return {0: Bounds(row["first_offset"], row["next_offset"])}
+
+    async def read(self, begin: Position, end: Position | None, rows: int, size_bytes: int) -> Page[LeaseEvent]:
+        """As the feed asks; events are small, so `size_bytes` does not bind."""
+        found = await self._database.fetch(_READ, begin[0], end[0] if end else _NO_END, rows + 1)
+        events = [
+            LeaseEvent(row["event_offset"], row["kind"], row["name"], row["owner"], row["epoch"], row["occurred_at"])
+            for row in found
+        ]
+        return Page(events[:rows], (0,) if len(events) > rows else ())
 
 
 def _from_row(row: Record) -> Lease:

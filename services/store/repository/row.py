@@ -13,6 +13,7 @@ from pydantic_core import to_json
 from services.chassis.errors import BridgeError
 from services.chassis.identity import event_id, partition_of
 from services.store.domain import (
+    UNSAID,
     ActionIdReused,
     BlobMissing,
     Commit,
@@ -98,7 +99,21 @@ def events_text(events: Sequence[Event], key: str) -> str | None:
     )
 
 
-def _events_of(action_id: uuid.UUID, text: str | None) -> list[StoredEvent]:
+def to_provenance(text: str) -> Provenance:
+    """What `to_columns` wrote of a provenance; the row's text is trusted, so nothing is checked again."""
+    if text == "{}":  # of appended events
+        return UNSAID
+    effect_id, actor, occurred, correlation_id = json.loads(text)
+    return Provenance.model_construct(
+        effect_id=effect_id,
+        actor=actor,
+        occur_time=occurred and datetime.fromisoformat(occurred),
+        correlation_id=correlation_id,
+    )
+
+
+def to_events(action_id: uuid.UUID, text: str | None) -> list[StoredEvent]:
+    """The events of an action's row."""
     return [StoredEvent(event_id(action_id, index), *fields) for index, fields in enumerate(json.loads(text or "[]"))]
 
 
@@ -134,7 +149,7 @@ def _duplicate(commit: Commit, rows: Sequence[Record]) -> Duplicate | ActionIdRe
             KnownAction(
                 row["action_id"],
                 Committed(row["version"], row["partition"], row["commit_offset"], row["at"]),
-                _events_of(row["action_id"], row["text"]),
+                to_events(row["action_id"], row["text"]),
             )
             for row in rows
         ]

@@ -8,23 +8,43 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 
+from prometheus_client import CollectorRegistry
+
 from services.store.domain import Limits
+from services.store.feeds import Feeds
+from services.store.metrics import CommitMetrics, StateMetrics
+from services.store.reader import ProjectionReader
+from services.store.rebuild import Rebuilder
 from services.store.repository import Repositories
 from services.store.servicer.blob import BlobServicer
 from services.store.servicer.commit import CommitServicer
 from services.store.servicer.lease import LeaseServicer
 from services.store.servicer.outbox import OutboxServicer
+from services.store.servicer.projection import ProjectionServicer
 from services.store.servicer.state import StateServicer
 
 __all__ = ["StoreServicer"]
 
 
-class StoreServicer(CommitServicer, StateServicer, OutboxServicer, BlobServicer, LeaseServicer):
+class StoreServicer(CommitServicer, StateServicer, ProjectionServicer, OutboxServicer, BlobServicer, LeaseServicer):
     """Answers the store's contract from one database; `new_id` gives the ids of uploads."""
 
-    def __init__(self, repositories: Repositories, limits: Limits, new_id: Callable[[], uuid.UUID]) -> None:
-        CommitServicer.__init__(self, repositories.commits, limits)
-        StateServicer.__init__(self, repositories.states, repositories.partitions, limits)
-        OutboxServicer.__init__(self, repositories.appends)
+    def __init__(
+        self,
+        repositories: Repositories,
+        *,
+        feeds: Feeds,
+        reader: ProjectionReader,
+        rebuilder: Rebuilder,
+        limits: Limits,
+        new_id: Callable[[], uuid.UUID],
+        registry: CollectorRegistry,
+    ) -> None:
+        CommitServicer.__init__(self, repositories.commits, feeds.commits, limits, CommitMetrics(registry))
+        StateServicer.__init__(
+            self, repositories.states, repositories.history, repositories.partitions, limits, StateMetrics(registry)
+        )
+        ProjectionServicer.__init__(self, repositories.projections, reader, rebuilder, limits)
+        OutboxServicer.__init__(self, repositories.appends, repositories.outbox, feeds.outbox)
         BlobServicer.__init__(self, repositories.blobs, limits, new_id)
-        LeaseServicer.__init__(self, repositories.leases)
+        LeaseServicer.__init__(self, repositories.leases, feeds.leases)

@@ -7,18 +7,30 @@ from pydantic import ValidationError
 from omninode.bridge.store.v1 import store_pb2, store_pb2_grpc
 from services.chassis import paging, timestamp
 from services.chassis.errors import BridgeError, from_validation, to_message
-from services.store.domain import Limits, OpenKeysQuery, StateKey, StateNotFound
+from services.store.domain import Limits, OpenKeysQuery, PastState, StateKey, StateNotFound
 from services.store.message import StateAllowance, fill_state
+from services.store.metrics import StateMetrics
+from services.store.repository.log import HistoryRepository
 from services.store.repository.partition import PartitionRepository
 from services.store.repository.state import StateRepository
 from services.store.servicer.call import Context, check_count
+from services.store.view import to_committed_action
 
 
 class StateServicer(store_pb2_grpc.StoreServiceServicer):
-    """Shows states, and which keys are open."""
+    """Shows states and their past, and which keys are open."""
 
-    def __init__(self, states: StateRepository, partitions: PartitionRepository, limits: Limits) -> None:
+    def __init__(
+        self,
+        states: StateRepository,
+        history: HistoryRepository,
+        partitions: PartitionRepository,
+        limits: Limits,
+        metrics: StateMetrics,
+    ) -> None:
         self._states = states
+        self._history = history
+        self._state_metrics = metrics
         self._partitions = partitions
         self._state_limits = limits
 
@@ -28,7 +40,10 @@ class StateServicer(store_pb2_grpc.StoreServiceServicer):
         return store_pb2.DescribeStoreResponse(partition_count=await self._partitions.count())
 
     async def GetState(self, request: store_pb2.GetStateRequest, context: Context) -> store_pb2.GetStateResponse:
-        state = await self._states.get(StateKey.model_validate(request).key)
+        self._state_metrics.reads.inc()
+        asked = PastState.model_validate(request)
+        past = await self._history.get(asked.key, asked.at_version) if asked.at_version else None
+        state = past or await self._states.get(asked.key)
         response = store_pb2.GetStateResponse()
         fill_state(response.state, state, StateAllowance(self._state_limits.answer_state_bytes))
         return response
@@ -37,6 +52,7 @@ class StateServicer(store_pb2_grpc.StoreServiceServicer):
         self, request: store_pb2.BatchGetStatesRequest, context: Context
     ) -> store_pb2.BatchGetStatesResponse:
         check_count("keys", len(request.keys), self._state_limits)
+        self._state_metrics.reads.inc(len(request.keys))
         asked = [_asked(key) for key in request.keys]
         states = await self._states.find_many(list({key for key in asked if isinstance(key, str)}))
         response = store_pb2.BatchGetStatesResponse()
@@ -69,6 +85,25 @@ class StateServicer(store_pb2_grpc.StoreServiceServicer):
             timestamp.fill(message.update_time, open_key.updated_at)
         if len(keys) > size:
             response.next_page_token = paging.encode((keys[size - 1].partition, keys[size - 1].key), filters)
+        return response
+
+    async def ListCommits(
+        self, request: store_pb2.ListCommitsRequest, context: Context
+    ) -> store_pb2.ListCommitsResponse:
+        key = StateKey.model_validate(request).key
+        size = paging.page_size(request.page_size)
+        filters = {"commits of": key}
+        before = None
+        if request.page_token:
+            version, index = paging.decode(request.page_token, filters)
+            before = (int(version or 0), int(index or 0))
+        actions = await self._history.list(key, before, size + 1)
+        response = store_pb2.ListCommitsResponse()
+        for action in actions[:size]:
+            response.actions.append(to_committed_action(action, states=False, events=False))
+        if len(actions) > size:
+            last = actions[size - 1]
+            response.next_page_token = paging.encode((last.version, last.action_index), filters)
         return response
 
 

@@ -114,7 +114,9 @@ class Checkpoint(_message.Message):
     """The cursor of this place: a watcher that keeps it need not read again what its filters left out."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
-        """The moment up to which nothing is missing; it stands still while the node cannot reach its database."""
+        """The moment up to which nothing is missing; it stands still while the node cannot reach its database, and is absent while the
+        watcher is still shown the past.
+        """
 
     def __init__(
         self,

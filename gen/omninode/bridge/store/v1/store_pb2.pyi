@@ -452,7 +452,7 @@ class CommitAction(_message.Message):
 
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
-        """What goes to the outbox with it; at most 100."""
+        """What goes to the outbox with it; at most 100, with payloads of 8 MiB in all."""
 
     def __init__(
         self,
@@ -1983,16 +1983,19 @@ class OutboxEvent(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     PROVENANCE_FIELD_NUMBER: _builtins.int
     COMMIT_TIME_FIELD_NUMBER: _builtins.int
+    LAST_OF_OFFSET_FIELD_NUMBER: _builtins.int
     partition: _builtins.int
     """Its partition."""
     offset: _builtins.int
-    """Its offset there: what to acknowledge, once all events of the offset are dealt with."""
+    """Its offset there: what to acknowledge, once all its events are dealt with."""
     index: _builtins.int
     """Which of the offset's events it is, from 0."""
     key: _builtins.str
     """The key that was committed with it; empty for an appended event."""
     version: _builtins.int
     """The version of that key; 0 for an appended event."""
+    last_of_offset: _builtins.bool
+    """True if it is the last of its offset that the filters let through: now the offset may be acknowledged."""
     @_builtins.property
     def event(self) -> Global___Event:
         """The event."""
@@ -2016,10 +2019,11 @@ class OutboxEvent(_message.Message):
         version: _builtins.int = ...,
         provenance: Global___Provenance | None = ...,
         commit_time: _timestamp_pb2.Timestamp | None = ...,
+        last_of_offset: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["commit_time", b"commit_time", "event", b"event", "provenance", b"provenance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_time", b"commit_time", "event", b"event", "index", b"index", "key", b"key", "offset", b"offset", "partition", b"partition", "provenance", b"provenance", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_time", b"commit_time", "event", b"event", "index", b"index", "key", b"key", "last_of_offset", b"last_of_offset", "offset", b"offset", "partition", b"partition", "provenance", b"provenance", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -323,7 +323,7 @@ class StoreServiceServicer:
 
         The first call registers the consumer, for all partitions: from then on no event is dropped that it has not acknowledged.
         Without `cursor` and `from_beginning` the feed begins behind what the consumer acknowledged last; a new consumer begins now.
-        At least once: what is not acknowledged comes again. The events of one offset come in one response.
+        At least once: what is not acknowledged comes again. `last_of_offset` says when an offset is complete.
 
         Errors: INVALID_FIELD, CURSOR_MISMATCH, TOO_MANY_WATCHERS.
         """

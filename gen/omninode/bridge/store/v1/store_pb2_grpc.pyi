@@ -107,7 +107,7 @@ class StoreServiceStub:
 
     The first call registers the consumer, for all partitions: from then on no event is dropped that it has not acknowledged.
     Without `cursor` and `from_beginning` the feed begins behind what the consumer acknowledged last; a new consumer begins now.
-    At least once: what is not acknowledged comes again. The events of one offset come in one response.
+    At least once: what is not acknowledged comes again. `last_of_offset` says when an offset is complete.
 
     Errors: INVALID_FIELD, CURSOR_MISMATCH, TOO_MANY_WATCHERS.
     """
@@ -355,7 +355,7 @@ class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
 
         The first call registers the consumer, for all partitions: from then on no event is dropped that it has not acknowledged.
         Without `cursor` and `from_beginning` the feed begins behind what the consumer acknowledged last; a new consumer begins now.
-        At least once: what is not acknowledged comes again. The events of one offset come in one response.
+        At least once: what is not acknowledged comes again. `last_of_offset` says when an offset is complete.
 
         Errors: INVALID_FIELD, CURSOR_MISMATCH, TOO_MANY_WATCHERS.
         """

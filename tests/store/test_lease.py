@@ -65,7 +65,9 @@ async def test_a_lease_is_held_by_one_owner_who_renews_it_by_acquiring_it(
     assert (acquired, owner, epoch) == (True, "one", 1)
     assert end > first_end
     ((left,),) = await rows(
-        database_url, "SELECT extract(epoch FROM expires_at - clock_timestamp())::float FROM leases"
+        database_url,
+        "SELECT extract(epoch FROM expires_at - clock_timestamp())::float FROM leases WHERE name = $1",
+        NAME,
     )
     assert 0 < left <= 60
 

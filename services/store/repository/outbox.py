@@ -27,8 +27,8 @@ WITH lease AS (
     SELECT epoch, expires_at FROM leases WHERE name = $4 FOR SHARE
 ), judged AS (
     SELECT coalesce((SELECT epoch FROM lease), 0) AS current_epoch,
-           $6 IS NULL
-           OR $6 = coalesce((SELECT epoch = $5 AND expires_at > clock_timestamp() FROM lease), false) AS is_held
+           $6::boolean IS NULL
+           OR $6::boolean = coalesce((SELECT epoch = $5 AND expires_at > clock_timestamp() FROM lease), false) AS is_held
 ), log AS (
     SELECT next_offset FROM store_partitions WHERE partition = $2
 ), done AS (

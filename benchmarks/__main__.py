@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import uvloop
 from rich.console import Console
 
-from benchmarks import reducer, stamping, store, workflow
+from benchmarks import feed, reducer, stamping, store, workflow
 from benchmarks.figure import Figure, show, write
 
 BENCHMARKS: Mapping[str, Callable[[], Awaitable[Figure]]] = {
@@ -22,6 +22,11 @@ BENCHMARKS: Mapping[str, Callable[[], Awaitable[Figure]]] = {
         store.commit_order,
         store.try_commit_unary,
         store.batch_try_commit,
+        feed.projection_lag,
+        feed.watch_commits,
+        feed.read_your_writes,
+        feed.watch_fanout,
+        feed.key_growth,
         reducer.reduce_distinct,
         reducer.reduce_hot_key,
         workflow.run_workflow,

@@ -30,12 +30,16 @@ class Figure:
     bar: float | None = None
     """The ratio (or, where `bar_on_value`, the value) that is asked for; None where the figure is only stated."""
     bar_on_value: bool = False
+    ceiling: float | None = None
+    """The value that is asked for at most, where less is better."""
     beside: Mapping[str, float] = field(default_factory=dict)
     """Further figures of the same rounds."""
 
     @property
     def reached(self) -> bool:
-        """Whether the bar was reached."""
+        """Whether the bar was reached, and the ceiling kept."""
+        if self.ceiling is not None and self.value > self.ceiling:
+            return False
         return self.bar is None or (self.value if self.bar_on_value else self.ratio) >= self.bar
 
 
@@ -60,6 +64,7 @@ def write(figures: Sequence[Figure]) -> None:
                 "ratio": _rounded(figure.ratio),
                 **described,
                 "bar": figure.bar,
+                "ceiling": figure.ceiling,
                 "beside": {name: _rounded(value) for name, value in figure.beside.items()},
             }
             results.write(json.dumps(line) + "\n")
@@ -86,6 +91,8 @@ def show(figures: Sequence[Figure], console: Console) -> None:
 
 
 def _judgement(figure: Figure) -> str:
+    if figure.ceiling is not None:
+        return f"value <= {figure.ceiling:g} {'kept' if figure.reached else 'MISSED'}"
     if figure.bar is None:
         return ""
     measure = "value" if figure.bar_on_value else "ratio"

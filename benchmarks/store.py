@@ -53,7 +53,7 @@ async def try_commit_unary() -> Figure:
                     )
                     for _ in range(ROUNDS + 1)
                 ]
-    return against_bare("try_commit_unary", rounds[1:], bar=0.4)
+    return against_bare("try_commit_unary", rounds[1:], bar=0.5)
 
 
 async def batch_try_commit() -> Figure:
@@ -80,8 +80,7 @@ async def batch_try_commit() -> Figure:
         "pgbench of PostgreSQL 18, 16 clients, prepared, single-row update",
         peer_rate,
         our_rate / peer_rate,
-        bar=10_000,
-        bar_on_value=True,
+        bar=0.6,
         beside={"server CPU us/commit": median([our.cpu_us_per_call / size for _, our in rounds[1:]])},
     )
 

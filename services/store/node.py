@@ -32,7 +32,9 @@ from services.store.reader import ProjectionReader
 from services.store.rebuild import Rebuilder
 from services.store.repository import Repositories
 from services.store.repository.partition import PartitionCountDiffers
+from services.store.retention import RetentionSettings
 from services.store.servicer import StoreServicer
+from services.store.sweeper import Sweeper
 
 CONTRACT = Path(__file__).with_name("contract.yaml")
 ROLE = "store"
@@ -61,6 +63,7 @@ class StoreSettings(settings.NodeSettings):
     limits: Limits
     feed: FeedSettings
     projection: MaterializerSettings
+    retention: RetentionSettings
     partitions: PartitionSettings
 
 
@@ -83,18 +86,31 @@ async def assembled(tuned: StoreSettings, registry: CollectorRegistry) -> AsyncI
             reader=reader,
             rebuilder=rebuilder,
             limits=tuned.limits,
+            retention=tuned.retention,
             new_id=uuid.uuid4,
             registry=registry,
         )
         materializer = Materializer(repositories.projections, tuned.projection, registry)
+        sweeper = Sweeper(
+            repositories.retention, tuned.retention, registry, repositories.rebuilds.drop_dead_generations
+        )
+
+        def acquire(partition: int, epoch: int) -> None:
+            materializer.acquire(partition, epoch)
+            sweeper.acquire(partition, epoch)
+
+        def lose(partition: int) -> None:
+            materializer.lose(partition)
+            sweeper.lose(partition)
+
         partitions = Partitions(
             LocalStore(servicer),
             role=ROLE,
             work=WORK,
             owner=_new_owner(),
             settings=tuned.partitions,
-            on_acquired=materializer.acquire,
-            on_lost=materializer.lose,
+            on_acquired=acquire,
+            on_lost=lose,
         )
         listener = Listener(
             tuned.database,
@@ -107,6 +123,7 @@ async def assembled(tuned: StoreSettings, registry: CollectorRegistry) -> AsyncI
         for worker in (
             feeds,
             materializer,
+            sweeper,
             Expirer(repositories.leases),
             listener,
             partitions,

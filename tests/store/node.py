@@ -16,6 +16,7 @@ from services.chassis.server import Server, ServerSettings
 from services.store.domain import Limits, LogSettings
 from services.store.materializer import MaterializerSettings
 from services.store.node import StorePostgresSettings, StoreSettings, assembled
+from services.store.retention import RetentionSettings
 
 SERVICE = store_pb2.DESCRIPTOR.services_by_name["StoreService"]
 
@@ -29,6 +30,7 @@ def store_settings(database_url: str, **sections: Any) -> StoreSettings:
         "limits": Limits(),
         "feed": FeedSettings(),
         "projection": MaterializerSettings(),
+        "retention": RetentionSettings(),
         "partitions": PartitionSettings(ttl_seconds=1.5, margin_seconds=0.3, retry_seconds=0.1),
         **sections,
     }

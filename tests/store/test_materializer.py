@@ -6,9 +6,9 @@ import asyncio
 import json
 import logging
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any, cast
 
@@ -21,7 +21,8 @@ from omninode.bridge.errors.v1 import errors_pb2
 from omninode.bridge.store.v1 import store_pb2 as pb
 from services.chassis.errors import NotFound
 from services.store.materializer import Materializer, MaterializerSettings
-from services.store.projection import Round
+from services.store.projection import Lag, Reading, Round, ShownProjection
+from services.store.reader import ProjectionReader
 from services.store.repository.projection import ProjectionRepository
 from tests.store.projecting import BY_EAR, NEVER, Replica, replica
 from tests.store.sample import PARTITIONS, action, hold, keys_in, new_key, rows, sql, until_waiting
@@ -131,15 +132,39 @@ async def test_a_reader_that_waits_is_woken_by_the_projecting_of_another_replica
         assert (answer.source, answer.projection.version) == (PROJECTION, 2)
 
 
-async def test_a_reader_that_no_notification_reaches_looks_again_by_itself(database_url: str) -> None:
-    looking = MaterializerSettings(poll_seconds=NEVER, reread_seconds=0.01)
-    async with replica(database_url, looking, hearing=False) as reading:
-        key = new_key()
-        await reading.commit(key)
-        waiting = asyncio.ensure_future(reading.get(key, 1, 30))
-        await reading.project_all()
-        async with asyncio.timeout(WAITING):
-            assert (await waiting).source == PROJECTION
+class _Shown:
+    """Stands for the repository: nothing is shown at the first look, everything from the second on."""
+
+    def __init__(self, while_looking: Callable[[], None] = lambda: None) -> None:
+        self._while_looking = while_looking
+        self._looks = 0
+
+    async def partition_of(self, _key: str) -> int:
+        return PARTITION
+
+    async def find(self, key: str) -> Reading:
+        self._looks += 1
+        self._while_looking()
+        moment = datetime.now(UTC)
+        projection = ShownProjection(key, 1, "", "", "", moment, moment, {}, "{}", False)
+        return Reading(projection if self._looks > 1 else None, Lag(1, timedelta()))
+
+
+def reader_of(shown: _Shown, reread_seconds: float) -> ProjectionReader:
+    return ProjectionReader(cast(ProjectionRepository, shown), reread_seconds, CollectorRegistry())
+
+
+async def test_a_reader_that_no_notification_reaches_looks_again_by_itself() -> None:
+    async with asyncio.timeout(WAITING):
+        _, is_projected = await reader_of(_Shown(), 0.01).read("workflow/a", 1, NEVER)
+    assert is_projected
+
+
+async def test_what_is_projected_while_a_reader_looks_ends_its_wait() -> None:
+    reader = reader_of(_Shown(lambda: reader.projected([PARTITION])), NEVER)
+    async with asyncio.timeout(WAITING):
+        _, is_projected = await reader.read("workflow/a", 1, NEVER)
+    assert is_projected
 
 
 async def test_readers_of_many_keys_and_of_one_at_once_each_get_their_own(store: Replica) -> None:
@@ -391,8 +416,9 @@ class _Scripted:
         return turn
 
 
-def behind(lag_ms: int, entries: int = 100) -> Round:
-    return Round(PARTITION, 0, 0, entries, entries, timedelta(milliseconds=lag_ms))
+def behind(lag_ms: int, number: int = 0) -> Round:
+    """A full round, after so many others."""
+    return Round(PARTITION, 100 * number, 100 * number + 100, 100, 100, timedelta(milliseconds=lag_ms))
 
 
 @asynccontextmanager
@@ -420,7 +446,7 @@ async def test_rounds_that_fail_are_told_once_and_tried_again(caplog: pytest.Log
 
 async def test_lag_above_the_threshold_is_warned_of_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        async with scripted([behind(250)], [behind(251)], [behind(300)]) as registry:
+        async with scripted([behind(250)], [behind(251, 1)], [behind(300, 2)]) as registry:
             # The last round found nothing.
             assert registry.get_sample_value("projection_materializer_wm_lag_ms") == 0
     assert [(record.getMessage(), record.__dict__["lag_ms"]) for record in caplog.records] == [

@@ -189,6 +189,16 @@ async def test_a_partition_that_nobody_began_yet_is_swapped_too(database_url: st
         assert await rows(database_url, GENERATIONS) == [(1, 1)]
 
 
+async def test_a_reader_that_waits_is_woken_by_the_swap(store: Replica) -> None:
+    version = (await store.commit(KEYS[0])).version
+    waiting = asyncio.ensure_future(store.get(KEYS[0], version, 30))
+    done, _ = await asyncio.wait([waiting], timeout=0.1)
+    assert not done
+    await rebuilt(store)
+    async with asyncio.timeout(10):
+        assert (await waiting).source == pb.PROJECTION_SOURCE_PROJECTION
+
+
 async def test_a_caller_that_leaves_ends_the_rebuild_and_nothing_is_left_of_it(
     store: Replica, database_url: str
 ) -> None:
@@ -274,7 +284,9 @@ async def test_what_a_crashed_rebuild_left_is_no_part_of_the_next(store: Replica
             " '{}', '{}' FROM generate_series(1, 12) AS number"
         )
     await end_lease(database_url, lease.name)
-    await rebuilt(store)
+    async for progress in rebuilder(store).rebuild():
+        if progress == (Phase.BUILDING, 0, len(KEYS)):
+            assert await rows(database_url, GENERATIONS) == [(0, len(KEYS))]
     await assert_shown_as_the_states_say(database_url)
     assert [count for _, count in await rows(database_url, GENERATIONS)] == [len(KEYS)]
 
@@ -282,15 +294,38 @@ async def test_what_a_crashed_rebuild_left_is_no_part_of_the_next(store: Replica
 async def test_a_step_that_holds_the_lease_keeps_the_dead_generations_from_being_dropped(
     store: Replica, database_url: str
 ) -> None:
+    """It may be the swap that makes them live, and has outlasted its lease."""
     await store.leases.acquire(LeaseRequest(name=REBUILD_LEASE, owner="slow", ttl=timedelta(milliseconds=100)))
-    async with sql(database_url) as step, step.transaction():
-        await step.execute("SELECT FROM leases WHERE name = $1 FOR SHARE", REBUILD_LEASE)
-        await until(step, "expires_at <= clock_timestamp() FROM leases WHERE name = $1", REBUILD_LEASE)
+    async with sql(database_url) as step:
         await step.execute(
-            "INSERT INTO workflow_projection SELECT 1, $1, 0, 1, '', '', '', now(), now(), false, '{}', '{}'", "a/b"
+            "INSERT INTO workflow_projection SELECT 1, 'a/b', 0, 1, '', '', '', now(), now(), false, '{}', '{}'"
         )
-        assert await store.generations.drop_dead_generations(100) == 0
+        async with step.transaction():
+            await step.execute("SELECT FROM leases WHERE name = $1 FOR SHARE", REBUILD_LEASE)
+            await until(step, "expires_at <= clock_timestamp() FROM leases WHERE name = $1", REBUILD_LEASE)
+            assert await store.generations.drop_dead_generations(100) == 0
     assert await store.generations.drop_dead_generations(100) == 1
+
+
+async def test_what_is_projected_until_the_swap_is_in_the_new_generation_too(store: Replica, database_url: str) -> None:
+    key = next(keys_in(3, "late"))
+    rebuild = rebuilder(store).rebuild()
+    async for progress in rebuild:
+        if progress.phase is Phase.CATCHING_UP:
+            break
+    async with sql(database_url) as materializer, sql(database_url) as watcher:
+        async with materializer.transaction():
+            await materializer.execute("SELECT FROM projection_watermarks WHERE partition = 3 FOR UPDATE")
+            swapping = asyncio.ensure_future(anext(rebuild))
+            await until_waiting(watcher)
+            committed = await store.commit(key)
+            await materializer.execute(
+                "UPDATE projection_watermarks SET watermark = $1 WHERE partition = 3", committed.offset + 1
+            )
+        assert (await swapping).phase is Phase.CLEANING
+        async for _ in rebuild:
+            pass
+    await assert_shown_as_the_states_say(database_url)
 
 
 async def test_no_key_is_copied_while_keys_are_deleted(store: Replica, database_url: str) -> None:

@@ -15,6 +15,7 @@ from services.store.repository.outbox import OutboxRepository
 from services.store.repository.partition import PartitionRepository
 from services.store.repository.projection import ProjectionRepository
 from services.store.repository.rebuild import RebuildRepository
+from services.store.repository.retention import RetentionRepository
 from services.store.repository.state import StateRepository
 
 __all__ = ["Repositories"]
@@ -34,6 +35,7 @@ class Repositories:
     outbox_log: LogRepository
     projections: ProjectionRepository
     rebuilds: RebuildRepository
+    retention: RetentionRepository
     blobs: BlobRepository
     leases: LeaseRepository
     lease_log: LeaseLog
@@ -53,6 +55,7 @@ class Repositories:
             outbox_log=LogRepository(database, partitions, outbox=True),
             projections=ProjectionRepository(database, partitions),
             rebuilds=RebuildRepository(database),
+            retention=RetentionRepository.of(database),
             blobs=BlobRepository(database),
             leases=LeaseRepository(database),
             lease_log=LeaseLog(database),

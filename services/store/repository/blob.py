@@ -5,13 +5,22 @@ from __future__ import annotations
 import uuid
 
 from services.chassis.postgres import Database
+from services.chassis.postgres_error import TransactionConflict
 from services.store.domain import BlobNotFound
 
 _FIND = "SELECT size_bytes, content, upload_id FROM blobs WHERE digest = $1"
-_ADD = """
-INSERT INTO blobs (digest, size_bytes, content, upload_id, created_at) VALUES ($1, $2, $3, $4, now())
-ON CONFLICT ON CONSTRAINT blobs_pkey DO NOTHING
-RETURNING digest
+# A blob that is put again is kept from then on. A row that was not there before has no xmax.
+_AGAIN = """
+ON CONFLICT ON CONSTRAINT blobs_pkey DO UPDATE SET created_at = excluded.created_at
+RETURNING xmax = 0 AS is_new
+"""
+_ADD = f"INSERT INTO blobs (digest, size_bytes, content, created_at) VALUES ($1, $2, $3, now()) {_AGAIN}"
+# The first chunk is held, so that a sweep which takes the upload for a dead one comes before, and is seen, or after.
+_ADD_UPLOAD = f"""
+WITH held AS (
+    SELECT FROM blob_chunks WHERE upload_id = $3 AND position = 0 FOR KEY SHARE
+)
+INSERT INTO blobs (digest, size_bytes, upload_id, created_at) SELECT $1, $2, $3, now() FROM held {_AGAIN}
 """
 _ADD_CHUNK = "INSERT INTO blob_chunks (upload_id, position, content, created_at) VALUES ($1, $2, $3, now())"
 _FIND_CHUNK = "SELECT content FROM blob_chunks WHERE upload_id = $1 AND position = $2"
@@ -26,18 +35,24 @@ class BlobRepository:
 
     async def add(self, digest: str, content: bytes) -> bool:
         """Keeps a small blob; whether it is new."""
-        return await self._add(digest, len(content), content, None)
+        is_new: bool = await self._database.fetchval(_ADD, bytes.fromhex(digest), len(content), content)
+        return is_new
 
     async def add_chunk(self, upload_id: uuid.UUID, position: int, content: bytes) -> None:
         """Keeps a part of a large blob, which `add_upload` will make whole; nobody sees it until then."""
         await self._database.execute(_ADD_CHUNK, upload_id, position, content)
 
     async def add_upload(self, digest: str, size: int, upload_id: uuid.UUID) -> bool:
-        """Makes a blob of an upload's chunks; whether it is new. The chunks of one that is not are dropped."""
-        if await self._add(digest, size, None, upload_id):
-            return True
-        await self.drop_upload(upload_id)
-        return False
+        """Makes a blob of an upload's chunks; whether it is new. The chunks of one that is not are dropped.
+
+        Raises TransactionConflict where the upload rested so long that a sweep has taken it away.
+        """
+        is_new: bool | None = await self._database.fetchval(_ADD_UPLOAD, bytes.fromhex(digest), size, upload_id)
+        if is_new is None:
+            raise TransactionConflict("the upload rested so long that its chunks were deleted; upload it again")
+        if not is_new:
+            await self.drop_upload(upload_id)
+        return is_new
 
     async def drop_upload(self, upload_id: uuid.UUID) -> None:
         """Drops the chunks of an upload that did not end well."""
@@ -54,6 +69,3 @@ class BlobRepository:
         """A chunk of an upload; None behind the last."""
         content: bytes | None = await self._database.fetchval(_FIND_CHUNK, upload_id, position)
         return content
-
-    async def _add(self, digest: str, size: int, content: bytes | None, upload_id: uuid.UUID | None) -> bool:
-        return await self._database.fetchrow(_ADD, bytes.fromhex(digest), size, content, upload_id) is not None

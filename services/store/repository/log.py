@@ -15,10 +15,12 @@ _COLUMNS = """partition, commit_offset, action_index, action_id, action_type, pr
        schema_version, final, committed_at"""
 # Of each partition the first rows, but no part of an offset: where the row limit cut one, it is left for the next page; one offset
 # has 500 rows at most, and the limit is above that. A window that is ordered by the offset takes all rows of one together, so the
-# weight at each is that up to the offset's end. octet_length reads no toasted text, it knows its length.
+# weight at each is that up to the offset's end. octet_length reads no toasted text, it knows its length. The bound of the offsets, of
+# which each has a row, is for a log without statistics: by the limit alone its whole tail would be read and sorted.
 _READ = """
 SELECT partition, commit_offset, action_index, action_id, action_type, provenance, events, key, version, state, schema_version,
-       final, committed_at, is_cut OR max(commit_offset) OVER partition < last_offset AS has_more
+       final, committed_at,
+       is_cut OR max(commit_offset) OVER partition < last_offset OR last_offset = wanted.first + $4 - 1 AS has_more
 FROM unnest($1::smallint[], $2::bigint[], $3::bigint[]) AS wanted (number, first, past)
 CROSS JOIN LATERAL (
     SELECT *, count(*) OVER () = $4 AS is_cut, min(commit_offset) OVER () AS first_offset,
@@ -28,7 +30,8 @@ CROSS JOIN LATERAL (
         SELECT partition, commit_offset, action_index, action_id, action_type, provenance, events, key, version,
                CASE WHEN $6 THEN state END AS state, schema_version, final, committed_at
         FROM workflow_commits
-        WHERE partition = wanted.number AND commit_offset >= wanted.first AND commit_offset < wanted.past
+        WHERE partition = wanted.number AND commit_offset >= wanted.first
+          AND commit_offset < least(wanted.past, wanted.first + $4)
         ORDER BY commit_offset, action_index LIMIT $4
     ) AS found
 ) AS weighed

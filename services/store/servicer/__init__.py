@@ -16,17 +16,21 @@ from services.store.metrics import CommitMetrics, StateMetrics
 from services.store.reader import ProjectionReader
 from services.store.rebuild import Rebuilder
 from services.store.repository import Repositories
+from services.store.retention import RetentionSettings
 from services.store.servicer.blob import BlobServicer
 from services.store.servicer.commit import CommitServicer
 from services.store.servicer.lease import LeaseServicer
 from services.store.servicer.outbox import OutboxServicer
 from services.store.servicer.projection import ProjectionServicer
+from services.store.servicer.retention import RetentionServicer
 from services.store.servicer.state import StateServicer
 
 __all__ = ["StoreServicer"]
 
 
-class StoreServicer(CommitServicer, StateServicer, ProjectionServicer, OutboxServicer, BlobServicer, LeaseServicer):
+class StoreServicer(
+    CommitServicer, StateServicer, ProjectionServicer, OutboxServicer, BlobServicer, LeaseServicer, RetentionServicer
+):
     """Answers the store's contract from one database; `new_id` gives the ids of uploads."""
 
     def __init__(
@@ -37,6 +41,7 @@ class StoreServicer(CommitServicer, StateServicer, ProjectionServicer, OutboxSer
         reader: ProjectionReader,
         rebuilder: Rebuilder,
         limits: Limits,
+        retention: RetentionSettings,
         new_id: Callable[[], uuid.UUID],
         registry: CollectorRegistry,
     ) -> None:
@@ -48,3 +53,4 @@ class StoreServicer(CommitServicer, StateServicer, ProjectionServicer, OutboxSer
         OutboxServicer.__init__(self, repositories.appends, repositories.outbox, feeds.outbox)
         BlobServicer.__init__(self, repositories.blobs, limits, new_id)
         LeaseServicer.__init__(self, repositories.leases, feeds.leases)
+        RetentionServicer.__init__(self, repositories.retention.previews, retention)

@@ -16,7 +16,20 @@ from typer.exceptions import TyperException
 
 from services.cli.failure import FAILURE, PROGRAM, CommandError
 
-VERBS = ("demo", "up", "serve", "stamp", "validate", "hash", "stamps", "workflows", "state", "migrate")
+VERBS = (
+    "demo",
+    "up",
+    "serve",
+    "stamp",
+    "validate",
+    "hash",
+    "stamps",
+    "workflows",
+    "state",
+    "projections",
+    "outbox",
+    "migrate",
+)
 """Each is the module of this name in services.cli.verb, whose `app` is the verb."""
 
 

@@ -16,8 +16,9 @@ from rich.text import Text
 
 from services.cli.failure import shown
 
-PLAIN_WIDTH = 200
-"""Columns where stdout is no terminal: wide enough that a table's row stays one line for grep."""
+PLAIN_WIDTH = 2000
+"""Columns where stdout is no terminal: wide enough that a table's row stays one line for grep, with the longest key, actor and
+effect that the contracts allow."""
 
 
 def stdout() -> Console:
@@ -47,23 +48,43 @@ def readable(value: object) -> str:
 
 
 class _Rate(ProgressColumn):
-    """Files a second since the start: they come a batch at a time, which would make nonsense of a momentary speed."""
+    """How many a second since the start: files come a batch at a time, which would make nonsense of a momentary speed."""
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.completed / task.elapsed:,.0f}/s" if task.elapsed else "")
 
 
+def _bar() -> Progress:
+    """A bar on stderr, where that is a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeElapsedColumn())
+    # A redirected stdout is not the bar's: rich would write what is meant for it to the terminal.
+    return Progress(*columns, console=_stderr(), disable=not sys.stderr.isatty(), redirect_stdout=sys.stdout.isatty())
+
+
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
     """A bar on stderr while the block runs, where stderr is a terminal; what it gives is called once for each of `total`."""
-    console = Console(stderr=True, markup=False, highlight=False, emoji=False)
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(), TimeElapsedColumn())
-    # A redirected stdout is not the bar's: rich would write what is meant for it to the terminal.
-    with Progress(
-        *columns, console=console, disable=not sys.stderr.isatty(), redirect_stdout=sys.stdout.isatty()
-    ) as bar:
+    with _bar() as bar:
         task = bar.add_task(what, total=total)
         yield lambda: bar.advance(task)
+
+
+@contextmanager
+def gauge(what: str) -> Iterator[Callable[[str, int, int], None]]:
+    """As `progress`; what it gives is called with what is being done, how much of it is done, and how much there is."""
+    with _bar() as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda doing, done, total: bar.update(task, description=doing, completed=done, total=total)
+
+
+def note(line: str) -> None:
+    """A dim line on stderr, where that is a terminal."""
+    if sys.stderr.isatty():
+        _stderr().print(Text(shown(line), style="dim"))
+
+
+def _stderr() -> Console:
+    return Console(stderr=True, markup=False, highlight=False, emoji=False)
 
 
 @contextmanager
@@ -72,8 +93,7 @@ def waiting(what: str) -> Iterator[Callable[[str], None]]:
 
     What it gives changes the spinner's text; after the block, and where stderr is no terminal, it prints a line.
     """
-    console = Console(stderr=True, markup=False, highlight=False, emoji=False)
-    spinner = console.status(Text(what)) if sys.stderr.isatty() else None
+    spinner = _stderr().status(Text(what)) if sys.stderr.isatty() else None
     spinning = spinner is not None
 
     def tell(line: str) -> None:

@@ -19,7 +19,7 @@ from services.chassis.boundary import DEFAULT_NAMESPACE
 from services.chassis.keeper import Died, Event, Healthy, Started
 from services.cli import console, report
 from services.cli.failure import CommandError
-from services.cli.ledger import walk
+from services.cli.page import walk
 from services.cli.tree import File
 from services.cli.workflow import Completed, Outcome, Submitted, Workflows
 
@@ -110,7 +110,7 @@ class Crash:
 async def check_ledger(stub: StampingServiceStub, completed: Sequence[Completed]) -> None:
     """Count the ledger, which held nothing before: one stamp for each digest of the workflows. Raises CommandError."""
     query = stamping_pb2.ListStampsRequest(namespace=DEFAULT_NAMESPACE)
-    held = Counter([stamp.digest async for stamp in walk(stub, query)])
+    held = Counter([stamp.digest async for stamp in walk(stub.ListStamps, query, lambda page: page.stamps)])
     told = {item.workflow.stamp.digest for item in completed}
     lost, doubled = len(told - held.keys()), sum(count > 1 for count in held.values())
     foreign = len(held.keys() - told)

@@ -32,6 +32,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # A terminal of another encoding must not end a command over the name of a file.
             stream.reconfigure(errors="backslashreplace")
+    # What gRPC logs of a connection that is cut would be a line on stderr that is none of ours; it reads this when it is imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from services.cli import app  # noqa: PLC0415 (it takes a good part of a second; Ctrl-C is to be quiet by then)
 
     try:

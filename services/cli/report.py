@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from rich import box
 from rich.table import Table
 
@@ -47,12 +48,35 @@ def stamps(listed: Sequence[stamping_pb2.Stamp]) -> Table:
             shown(stamp.content_type),
             readable_bytes(stamp.size_bytes),
             str(stamp.version),
-            stamp.create_time.ToDatetime().isoformat(" ", "seconds"),
+            moment(stamp.create_time),
             "revoked" if stamp.HasField("revoke_time") else "active",
         )
     table.columns[0].no_wrap = True
     table.columns[1].overflow = "fold"
     return table
+
+
+def revocation(answer: stamping_pb2.RevokeStampResponse) -> str:
+    """What became of a claim, as a sentence."""
+    if not answer.HasField("stamp"):
+        return "noted: that request has not come; it is refused when it comes"
+    stamp = f"stamp {answer.stamp.digest}, version {answer.stamp.version}"
+    if answer.revoked:
+        return f"revoked: {stamp}"
+    if answer.remaining_claim_count:
+        return f"released: {stamp}; it stands, by {counted(answer.remaining_claim_count, 'claim')}"
+    return f"released before: {stamp}; nobody claims it any more"
+
+
+def event(item: stamping_pb2.StampEvent) -> str:
+    """What happened to a stamp, as a line."""
+    kind = stamping_pb2.StampEventKind.Name(item.kind).removeprefix("STAMP_EVENT_KIND_").lower()
+    parts = [moment(item.occur_time, "milliseconds"), kind, item.namespace]
+    if item.HasField("stamp"):
+        parts += [item.stamp.digest, f"v{item.stamp.version}", item.stamp.file_path or "-", item.reason]
+    else:
+        parts += [f"{item.stamped_count:,} stamped, {item.refused_count:,} refused"]
+    return "  ".join(filter(None, parts))
 
 
 def fields(record: Mapping[str, object]) -> Table:
@@ -111,6 +135,11 @@ def table_of(*headings: str, numbers_from: int | None = None) -> Table:
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="right" if numbers_from is not None and index >= numbers_from else "left")
     return table
+
+
+def moment(time: Timestamp, timespec: str = "seconds") -> str:
+    """A moment in UTC, such as `2026-03-01 12:00:00Z`."""
+    return f"{time.ToDatetime().isoformat(' ', timespec)}Z"
 
 
 def counted(number: int, what: str) -> str:

@@ -8,6 +8,7 @@ Its stamp is its own: a first line `# stamp <digest>`, in whatever is no JSON an
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 import grpc
 from blake3 import blake3
 from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from omninode.bridge.errors.v1 import errors_pb2
@@ -34,6 +36,37 @@ class Fake(Protocol):
     service: ServiceDescriptor
 
 
+class FakeFeed:
+    """A feed that a test writes: what is answered to each call of it, one after another; to a later call nothing, for long."""
+
+    def __init__(self) -> None:
+        self.requests: list[Any] = []
+        self._scripts: deque[tuple[Message | BridgeError | Callable[[], object], ...]] = deque()
+
+    def then(self, *script: Message | BridgeError | Callable[[], object]) -> FakeFeed:
+        """One more call: messages are sent, an error ends it, anything else is called; after its last it is silent."""
+        self._scripts.append(script)
+        return self
+
+    def answer(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        self.requests.append(request)
+        gone = threading.Event()
+        if not context.add_callback(gone.set):
+            return
+        for step in self._scripts.popleft() if self._scripts else ():
+            if isinstance(step, BridgeError):
+                abort(context, step)
+            elif isinstance(step, Message):
+                yield step
+            elif step() is END:
+                return
+        gone.wait(30)
+
+
+END = object()
+"""What a step of a script returns to end the stream."""
+
+
 class FakeStamping:
     """The methods that the command calls, for threads. It records what it is asked."""
 
@@ -49,6 +82,10 @@ class FakeStamping:
         self.listed: list[pb.ListStampsRequest] = []
         self.ledger: dict[tuple[str, str], pb.Stamp] = {}
         self.on_batch: Callable[[], object] = lambda: None
+        self.feed = FakeFeed()
+        self.revocations: list[pb.RevokeStampRequest] = []
+        self.revocation = pb.RevokeStampResponse()
+        """What it answers to each."""
         self._lock = threading.Lock()
 
     def BatchCreateStamps(
@@ -126,6 +163,16 @@ class FakeStamping:
         token = str(end) if end < len(stamps) else ""
         return pb.ListStampsResponse(stamps=stamps[begin:end], next_page_token=token)
 
+    def RevokeStamp(self, request: pb.RevokeStampRequest, context: grpc.ServicerContext) -> pb.RevokeStampResponse:
+        self._refuse("RevokeStamp", context)
+        self.revocations.append(request)
+        return self.revocation
+
+    def WatchStamps(
+        self, request: pb.WatchStampsRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.WatchStampsResponse]:
+        yield from self.feed.answer(request, context)
+
     def add(self, content: bytes, file_path: str, namespace: str = "omninode.services.metadata") -> pb.Stamp:
         """Put a stamp into the ledger."""
         return self.record("another", namespace, file_path, content)[0]
@@ -188,11 +235,18 @@ def abort(context: grpc.ServicerContext, error: BridgeError) -> None:
     context.abort(CODES[error.code], error.message)
 
 
+_SHAPES = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+}
+
+
 def _handlers(servicer: Fake) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
     """The generated registration is for servers of grpc.aio; this one is for threads."""
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
     for method in servicer.service.methods:
-        shape = grpc.stream_unary_rpc_method_handler if method.client_streaming else grpc.unary_unary_rpc_method_handler
+        shape = _SHAPES[method.client_streaming, method.server_streaming]
         if behavior := getattr(servicer, method.name, None):
             request = GetMessageClass(method.input_type)
             handlers[method.name] = shape(behavior, request.FromString, lambda response: response.SerializeToString())

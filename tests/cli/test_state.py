@@ -100,3 +100,58 @@ def test_wrong_usage_is_one_line_and_exit_2(run: Run, arguments: list[str], line
     assert ended.status == 2
     assert line in ended.err
     assert ended.err.count("\n") == 1
+
+
+def test_a_state_is_read_at_a_version(run: Run, store: FakeStore, key: str) -> None:
+    run("state", "get", key)
+    run("state", "get", key, "--at-version", "2")
+
+    assert [request.at_version for request in store.requests] == [0, 2]
+
+
+def _action(version: int, provenance: pb.Provenance | None = None) -> pb.CommittedAction:
+    action = pb.CommittedAction(key="workflow/x", version=version, type="step_completed", provenance=provenance)
+    action.commit_time.FromJsonString("2026-03-01T12:00:00.5Z")
+    return action
+
+
+def test_a_history_is_a_line_an_action_however_wide(run: Run, store: FakeStore) -> None:
+    actor, effect, correlation = "a" * 255, "e" * 512, "c" * 128
+    told = pb.Provenance(actor=actor, effect_id=effect, correlation_id=correlation)
+    store.actions = [_action(2, told), _action(1)]
+
+    lines = run("state", "history", "workflow/x").out.splitlines()
+
+    rows = [line.split() for line in lines]
+    assert ["2", "step_completed", actor, effect, correlation, "2026-03-01", "12:00:00.500Z"] in rows
+    assert ["1", "step_completed", "-", "-", "-", "2026-03-01", "12:00:00.500Z"] in rows
+    assert lines[-1] == "2 actions"
+
+
+def test_a_history_follows_the_pages_up_to_its_limit(run: Run, store: FakeStore) -> None:
+    store.actions = [_action(version) for version in range(1500, 0, -1)]
+
+    ended = run("state", "history", "workflow/x", "--limit", "1200", "--json")
+
+    assert [record["version"] for record in ended.records] == [str(version) for version in range(1500, 300, -1)]
+    assert [(request.key, request.page_size) for request in store.requests] == [
+        ("workflow/x", 1000),
+        ("workflow/x", 200),
+    ]
+
+
+def test_retention_is_a_row_a_kind(run: Run, store: FakeStore) -> None:
+    for kind, days, count, held in (
+        (pb.RETENTION_KIND_COMMITS, 30, 1200, 7),
+        (pb.RETENTION_KIND_EVENTS, 7, 0, 0),
+    ):
+        entry = store.retention.counts.add(kind=kind, count=count, held_count=held)
+        entry.retention.FromSeconds(days * 86400)
+
+    ended = run("state", "retention")
+
+    rows = [line.split() for line in ended.out.splitlines()]
+    assert ["commits", "30", "d", "1,200", "7"] in rows
+    assert ["events", "7", "d", "0", "0"] in rows
+    first, _ = run("state", "retention", "--json").records
+    assert (first["kind"], first["retention"], first["count"]) == ("RETENTION_KIND_COMMITS", "2592000s", "1200")

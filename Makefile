@@ -7,8 +7,11 @@ UV := 0.13.8
 DEMO_PATH ?= .
 KILL ?= orchestrator
 ONLY ?=
+KILLS ?= 20
+SECONDS ?= 0
+SEED ?=
 
-.PHONY: help demo up test check gen bench migrate lock setup clean
+.PHONY: help demo up test check gen bench chaos migrate lock setup clean
 help: ## these lines
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
@@ -36,6 +39,9 @@ gen: $(READY) ## generate gen/ from protos/, and docs/settings.md from the code
 
 bench: $(READY) ## every benchmark, or ONLY=name,name
 	@$(BIN)/python -m benchmarks $(if $(ONLY),--only "$(ONLY)")
+
+chaos: $(READY) ## kill, cut and pause a store under load, then check everything; KILLS=20, SECONDS at least, SEED of an earlier run
+	@$(BIN)/python -m tests.chaos --kills "$(KILLS)" --seconds "$(SECONDS)" $(if $(SEED),--seed "$(SEED)")
 
 migrate: $(READY) ## bring the database of DATABASE_URL to the newest schema
 	@$(BIN)/omnibridge migrate up

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ _NOTES = {
 }
 
 
-async def _leave(_stub: Any, _patience: Patience, _printed: Sequence[Any]) -> None:
+async def _leave(_stub: Any, _patience: Patience, _response: Any, _printed: int) -> None:
     """Does nothing with what was printed."""
 
 
@@ -37,12 +37,12 @@ async def watch(
     *,
     as_json: bool,
     count: int | None,
-    settle: Callable[[Stub, Patience, Sequence[Item]], Awaitable[None]] = _leave,
+    settle: Callable[[Stub, Patience, Any, int], Awaitable[None]] = _leave,
 ) -> None:
     """Print the items of the feed that `request` asks for, at most `count` of them, and at the end the cursor to resume with.
 
-    `settle` is given the items of a response that were printed. A JSON line has a cursor behind which nothing is left out that
-    follows the line; items that came in one response with it may come again.
+    `settle` is given each response, and how many of its items were printed. A JSON line has a cursor behind which nothing is left
+    out that follows the line; items that came in one response with it may come again.
     """
     if request.cursor and request.from_beginning:
         raise typer.BadParameter("--cursor and --from-beginning exclude each other")
@@ -63,7 +63,7 @@ async def watch(
                         console.emit(console.as_json(item) | {"cursor": behind if last else resume})
                     else:
                         console.say(line(item))
-                await settle(stub, patience, items)
+                await settle(stub, patience, response, len(items))
                 if len(items) == len(response.items):
                     resume = behind
                 left -= len(items)

@@ -1,5 +1,5 @@
 """The stamping node: hashes content, stamps it, and keeps the ledger of stamps.
 
-Owns the tables stamps, stamp_requests and stamp_events. It never keeps content, never calls another node, and decides nothing about
-workflows.
+Owns the tables stamps, stamp_requests, stamp_revocations, stamp_events and stamp_log. It never keeps content, never calls another
+node, and decides nothing about workflows.
 """

@@ -6,14 +6,14 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, Self
 
 from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from omninode.bridge.errors.v1 import errors_pb2
-from services.chassis.boundary import Digest, FilePath, Name, RequestId, check_size
-from services.chassis.errors import AlreadyExists, InvalidArgument, NotFound
+from services.chassis.boundary import WITHOUT_NUL, Digest, FilePath, Name, RequestId, check_size
+from services.chassis.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from services.chassis.identity import op_id
 from services.stamping import embedding
 from services.stamping.content_type import content_type
@@ -40,6 +40,12 @@ class StampNotFound(NotFound):
     """No unrevoked stamp of this digest stands in the namespace."""
 
     reason = errors_pb2.ERROR_REASON_STAMP_NOT_FOUND
+
+
+class StampRequestRevoked(FailedPrecondition):
+    """The request was revoked: its claim was released, or its revocation came before it."""
+
+    reason = errors_pb2.ERROR_REASON_STAMP_REQUEST_REVOKED
 
 
 class Limits(BaseModel):
@@ -89,6 +95,17 @@ class LedgerKey(BaseModel):
 
     digest: Digest
     namespace: Name
+
+
+class Revocation(BaseModel):
+    """The claim of which request is to be released, by which request, and why."""
+
+    model_config = ConfigDict(frozen=True)
+
+    creation_request_id: RequestId
+    request_id: RequestId
+    namespace: Name
+    reason: Annotated[str, StringConstraints(max_length=1024, pattern=WITHOUT_NUL)]
 
 
 class StampQuery(BaseModel):
@@ -141,6 +158,21 @@ class Recorded(NamedTuple):
 
     stamp: Stamp
     created: bool
+
+
+class Release(NamedTuple):
+    """What became of a revocation."""
+
+    stamp: Stamp | None
+    """The stamp that was claimed; None where the request had not come."""
+    revoked: bool
+    """Whether this revocation revoked the stamp."""
+    remaining_claims: int
+
+    @classmethod
+    def of(cls, stamp: Stamp, *, revoked: bool, remaining_claims: int) -> Self:
+        """What was answered, whatever has become of the stamp since: while a request claims it, it stands."""
+        return cls(stamp._replace(revoked_at=None) if remaining_claims else stamp, revoked, remaining_claims)
 
 
 def body_of(content: bytes, file_path: str, limits: Limits) -> bytes:

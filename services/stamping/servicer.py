@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import datetime
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
@@ -23,20 +23,19 @@ from services.chassis.errors import (
     invalid_field,
     to_message,
 )
-from services.chassis.json_struct import from_struct, to_struct, to_text
+from services.chassis.feed import Feed
+from services.chassis.json_struct import from_struct, to_text
 from services.chassis.turns import in_turns
-from services.stamping import embedding
+from services.stamping import embedding, message
 from services.stamping.content_type import HEAD_BYTES, content_type
 from services.stamping.domain import (
-    METADATA_VERSION,
-    PROTOCOL_VERSION,
     Claim,
     LedgerKey,
     Limits,
     Origin,
     Place,
     Recorded,
-    Stamp,
+    Revocation,
     StampQuery,
     StreamOutOfOrder,
     Verdict,
@@ -47,8 +46,11 @@ from services.stamping.domain import (
     read,
     verdicts,
 )
+from services.stamping.event import EventKind, EventQuery, Note, StampEvent, batch_notes
+from services.stamping.journal import Journal
 from services.stamping.one_protocol import validate_block, validate_metadata
-from services.stamping.repository import StampRepository
+from services.stamping.repository import Repositories
+from services.stamping.view import StampView
 
 _Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 _P = ParamSpec("_P")
@@ -58,8 +60,18 @@ _T = TypeVar("_T")
 class StampingServicer(stamping_pb2_grpc.StampingServiceServicer):
     """Answers the stamping contract from one ledger; `new_id` gives the ids of new stamps, in the order of their making."""
 
-    def __init__(self, stamps: StampRepository, limits: Limits, new_id: Callable[[], uuid.UUID]) -> None:
-        self._stamps = stamps
+    def __init__(
+        self,
+        repositories: Repositories,
+        journal: Journal,
+        feed: Feed[StampEvent],
+        limits: Limits,
+        new_id: Callable[[], uuid.UUID],
+    ) -> None:
+        self._stamps = repositories.stamps
+        self._revocations = repositories.revocations
+        self._journal = journal
+        self._feed = feed
         self._limits = limits
         self._new_id = new_id
 
@@ -109,6 +121,12 @@ class StampingServicer(stamping_pb2_grpc.StampingServiceServicer):
                 result.error.CopyFrom(to_message(outcome, f"items[{index}]"))
             else:
                 _answer(result.stamped, items[index], body, outcome)
+        self._journal.note(
+            batch_notes(
+                (_namespace(item), result.HasField("stamped"))
+                for item, result in zip(items, response.results, strict=True)
+            )
+        )
         return response
 
     async def CreateStampStream(
@@ -143,7 +161,36 @@ class StampingServicer(stamping_pb2_grpc.StampingServiceServicer):
             stamp_id=self._new_id(),
         )
         recorded = await self._stamps.add(claim)
-        return stamping_pb2.CreateStampStreamResponse(stamp=_to_message(recorded.stamp), created=recorded.created)
+        return stamping_pb2.CreateStampStreamResponse(stamp=message.of_stamp(recorded.stamp), created=recorded.created)
+
+    async def RevokeStamp(
+        self, request: stamping_pb2.RevokeStampRequest, context: _Context
+    ) -> stamping_pb2.RevokeStampResponse:
+        release = await self._revocations.add(
+            Revocation(
+                creation_request_id=request.creation_request_id,
+                request_id=request.request_id,
+                namespace=_namespace(request),
+                reason=request.reason,
+            )
+        )
+        return stamping_pb2.RevokeStampResponse(
+            stamp=message.of_stamp(release.stamp) if release.stamp else None,
+            revoked=release.revoked,
+            remaining_claim_count=release.remaining_claims,
+        )
+
+    async def WatchStamps(
+        self, request: stamping_pb2.WatchStampsRequest, context: _Context
+    ) -> AsyncIterator[stamping_pb2.WatchStampsResponse]:
+        query = EventQuery(
+            namespace=_namespace(request) if request.HasField("namespace") else None,
+            kinds=_kinds(request.kinds),
+            digest=request.digest or None,
+        )
+        view = StampView(query)
+        async for response in self._feed.watch(view, request.cursor, from_beginning=request.from_beginning):
+            yield response
 
     async def ValidateStamp(
         self, request: stamping_pb2.ValidateStampRequest, context: _Context
@@ -151,13 +198,15 @@ class StampingServicer(stamping_pb2_grpc.StampingServiceServicer):
         place = Place(namespace=_namespace(request), file_path=request.file_path)
         digest, reading, judged = await self._work(len(request.content), self._judge, request.content, place)
         known = await self._stamps.find(digest, place.namespace)
+        if known is not None:
+            self._journal.note([Note(EventKind.VALIDATED, known.namespace, known.stamp_id)])
         return stamping_pb2.ValidateStampResponse(
             digest=digest.hex(),
-            stamps=[_embedded(verdict) for verdict in judged],
+            stamps=[message.of_verdict(verdict) for verdict in judged],
             valid=bool(judged) and not any(verdict.reason for verdict in judged),
-            ledger_stamp=_to_message(known) if known else None,
+            ledger_stamp=message.of_stamp(known) if known else None,
             quoted=[
-                stamping_pb2.QuotedStamp(form=_FORMS[quoted.form], line=quoted.line, reason=quoted.reason)
+                stamping_pb2.QuotedStamp(form=message.FORMS[quoted.form], line=quoted.line, reason=quoted.reason)
                 for quoted in reading.quoted
             ],
             foreign=[stamping_pb2.ForeignBlock(line=block.line, fields=block.fields) for block in reading.foreign],
@@ -191,7 +240,7 @@ class StampingServicer(stamping_pb2_grpc.StampingServiceServicer):
     async def GetStamp(self, request: stamping_pb2.GetStampRequest, context: _Context) -> stamping_pb2.GetStampResponse:
         key = LedgerKey(digest=request.digest, namespace=_namespace(request))
         stamp = await self._stamps.get(bytes.fromhex(key.digest), key.namespace)
-        return stamping_pb2.GetStampResponse(stamp=_to_message(stamp))
+        return stamping_pb2.GetStampResponse(stamp=message.of_stamp(stamp))
 
     async def ListStamps(
         self, request: stamping_pb2.ListStampsRequest, context: _Context
@@ -210,7 +259,7 @@ class StampingServicer(stamping_pb2_grpc.StampingServiceServicer):
         stamps = await self._stamps.list(query, after, size + 1)
         more = len(stamps) > size
         return stamping_pb2.ListStampsResponse(
-            stamps=[_to_message(stamp) for stamp in stamps[:size]],
+            stamps=[message.of_stamp(stamp) for stamp in stamps[:size]],
             next_page_token=paging.encode((str(stamps[size - 1].stamp_id),), filters) if more else "",
         )
 
@@ -239,22 +288,14 @@ class StampingServicer(stamping_pb2_grpc.StampingServiceServicer):
             return from_validation(error)
 
 
-_FORMS = {
-    embedding.Form.BLOCK: stamping_pb2.STAMP_FORM_BLOCK,
-    embedding.Form.LIGHTWEIGHT: stamping_pb2.STAMP_FORM_LIGHTWEIGHT,
-    embedding.Form.RICH: stamping_pb2.STAMP_FORM_RICH,
-}
-_RULES = {
-    embedding.DigestRule.RAW: stamping_pb2.DIGEST_RULE_RAW,
-    embedding.DigestRule.NORMALIZED: stamping_pb2.DIGEST_RULE_NORMALIZED_TEXT,
-}
-
 _Namespaced: TypeAlias = (
     stamping_pb2.CreateStampRequest
     | stamping_pb2.CreateStampHeader
     | stamping_pb2.ValidateStampRequest
     | stamping_pb2.GetStampRequest
     | stamping_pb2.ListStampsRequest
+    | stamping_pb2.RevokeStampRequest
+    | stamping_pb2.WatchStampsRequest
 )
 
 
@@ -291,6 +332,16 @@ def _revoked(state: stamping_pb2.StampState.ValueType) -> bool | None:
             raise invalid_field("state", "must be a value of StampState", value=str(state))
 
 
+_KINDS = {number: kind for kind, number in message.KINDS.items()}
+
+
+def _kinds(given: Iterable[stamping_pb2.StampEventKind.ValueType]) -> frozenset[EventKind]:
+    for index, kind in enumerate(given):
+        if kind not in _KINDS:
+            raise invalid_field(f"kinds[{index}]", "must be a kind of StampEventKind", value=str(kind))
+    return frozenset(_KINDS[kind] for kind in given)
+
+
 def _position(token: str, filters: dict[str, object]) -> uuid.UUID | None:
     if not token:
         return None
@@ -305,48 +356,10 @@ def _answer(
     recorded: Recorded,
 ) -> None:
     """Fills the answer in its place: a batch's five hundred would be copied four times on their way into it."""
-    _fill(response.stamp, recorded.stamp)
+    message.fill(response.stamp, recorded.stamp)
     response.created = recorded.created
     if request.embed:
         # The path of this request, not of the one that made the stamp: it tells this content's comment syntax.
         stamped = embedding.write(body, request.file_path, block_fields(recorded.stamp))
         if stamped is not None:
             response.stamped_content = stamped
-
-
-def _embedded(verdict: Verdict) -> stamping_pb2.EmbeddedStamp:
-    stamp = verdict.stamp
-    return stamping_pb2.EmbeddedStamp(
-        form=_FORMS[stamp.form],
-        found_digest=stamp.digest,
-        current_digest=verdict.current_digest,
-        digest_rule=_RULES[stamp.rule],
-        valid=not verdict.reason,
-        invalid_reason=verdict.reason,
-        fields=stamp.fields,
-        line=stamp.line,
-    )
-
-
-def _to_message(stamp: Stamp) -> stamping_pb2.Stamp:
-    message = stamping_pb2.Stamp()
-    _fill(message, stamp)
-    return message
-
-
-def _fill(message: stamping_pb2.Stamp, stamp: Stamp) -> None:
-    message.stamp_id = str(stamp.stamp_id)
-    message.digest = stamp.digest.hex()
-    message.namespace = stamp.namespace
-    message.op_id = str(stamp.op_id)
-    message.version = stamp.version
-    message.metadata_version = METADATA_VERSION
-    message.protocol_version = PROTOCOL_VERSION
-    message.content_type = stamp.content_type
-    message.size_bytes = stamp.size_bytes
-    message.file_path = stamp.file_path
-    timestamp.fill(message.create_time, stamp.created_at)
-    if stamp.revoked_at:
-        timestamp.fill(message.revoke_time, stamp.revoked_at)
-    if stamp.intelligence_data != "{}":
-        message.intelligence_data.CopyFrom(to_struct(stamp.intelligence_data))

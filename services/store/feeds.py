@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from services.chassis.feed import Feed, FeedMetrics, FeedSettings
 from services.store.domain import LeaseEvent, LoggedAction
 from services.store.repository import Repositories
+from services.store.view import mark_outbox
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class Feeds:
         metrics = FeedMetrics(registry)
         return cls(
             Feed("commits", repositories.log, settings, metrics),
-            Feed("outbox", repositories.outbox_log, settings, metrics),
+            Feed("outbox", repositories.outbox_log, settings, metrics, mark=mark_outbox),
             Feed("leases", repositories.lease_log, settings, metrics),
         )
 

@@ -26,9 +26,9 @@ class RetentionSettings(BaseModel):
     dedup_hours: Annotated[Hours, SharedVariable("ACTION_DEDUP_TTL_HOURS")] = 6
     """How long the actions of a key are known after its end, and the requests of appended events: longer than any caller repeats
     itself. The actions of an open key are known for as long as it is open."""
-    commit_log_hours: Hours = 7 * 24
+    commit_log_hours: Annotated[Hours, Field(ge=1)] = 7 * 24
     """How far back commits are shown one by one, states at a version, and what happened to leases: a week to look into an
-    incident, or for a follower to come back."""
+    incident, or for a follower to come back. An hour at least: a rebuild of the projections reads what came since it began."""
     outbox_hours: Hours = 7 * 24
     """How long events wait where no consumer is registered for them; as long as the topics that they go to keep them."""
     finished_hours: Hours = 30 * 24
@@ -101,7 +101,8 @@ class RetentionCount(NamedTuple):
 
     kind: RetentionKind
     retention: timedelta
-    count: int
+    over_count: int
+    """What may go."""
     held_count: int
     """Older than the retention and kept for a consumer or the projection."""
 

@@ -10,6 +10,7 @@ from pydantic import Field
 from omninode.bridge.store.v1 import store_pb2
 from services.chassis import timestamp
 from services.chassis.boundary import Boundary, Key, Name
+from services.chassis.feed.log import Position
 from services.store.domain import Collection as CollectionName
 from services.store.domain import EventKind, LeaseEvent, LeasePrefix, LoggedAction
 from services.store.message import fill_event, fill_provenance
@@ -118,9 +119,12 @@ class OutboxView(Boundary):
                     timestamp.fill(message.commit_time, row.committed_at)
                     shown.append(message)
                 index += 1
-        if shown:
-            shown[-1].last_of_offset = True
         return shown
+
+
+def mark_outbox(response: store_pb2.WatchOutboxResponse, position: Position) -> None:
+    """Says up to where a watcher has seen everything, whatever its filters left out: what it may acknowledge."""
+    (response.next_offset,) = position.values()
 
 
 _KINDS = {

@@ -247,18 +247,41 @@ async def test_watchers_with_equal_filters_are_sent_the_very_same_bytes() -> Non
 
 async def test_a_watcher_that_is_too_slow_is_told_and_misses_nothing() -> None:
     log = MemoryLog()
-    async with feed_of(log, memory_bytes=1000) as feed:
-        async with aclosing(feed.watch(View())) as slow, aclosing(feed.watch(View())) as quick:
-            await items_until(slow, "caught_up")
+    async with (
+        feed_of(log, memory_bytes=1000) as feed,
+        aclosing(feed.watch(View())) as slow,
+        aclosing(feed.watch(View())) as quick,
+    ):
+        await items_until(slow, "caught_up")
+        await items_until(quick, "caught_up")
+        added = []
+        for number in range(50):
+            added += log.add(number % PARTITIONS)
+            feed.wake([number % PARTITIONS])
+            assert (await items(quick, 1))[0] == added[-1:]
+        shown, _ = await items_until(slow, "fell_behind")
+        more, _ = await items_until(slow, "caught_up")
+        assert sorted([*shown, *more]) == sorted(added)
+
+
+async def test_a_watcher_of_one_partition_that_is_too_slow_goes_on_in_that_partition() -> None:
+    log = MemoryLog()
+    async with feed_of(log, memory_bytes=1000) as feed, aclosing(feed.watch(View(only=(1,)))) as slow:
+        await items_until(slow, "caught_up")
+        added = log.add(1)
+        feed.wake([1])
+        assert (await items(slow, 1))[0] == added
+        async with aclosing(feed.watch(View())) as quick:
             await items_until(quick, "caught_up")
-            added = []
-            for number in range(50):
-                added += log.add(number % PARTITIONS)
+            missed = []
+            for number in range(60):
+                name = log.add(number % PARTITIONS)
+                missed += name if number % PARTITIONS == 1 else []
                 feed.wake([number % PARTITIONS])
-                assert (await items(quick, 1))[0] == added[-1:]
-            shown, _ = await items_until(slow, "fell_behind")
-            more, _ = await items_until(slow, "caught_up")
-            assert sorted([*shown, *more]) == sorted(added)
+                await items(quick, 1)
+        shown, _ = await items_until(slow, "fell_behind")
+        more, _ = await items_until(slow, "caught_up")
+        assert [*shown, *more] == missed
 
 
 async def test_an_idle_log_still_checkpoints_and_the_checkpoint_is_a_cursor() -> None:

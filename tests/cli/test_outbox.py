@@ -14,9 +14,9 @@ from tests.cli.fake_store import FakeStore
 
 def response(cursor: str, *places: tuple[int, int], complete: bool = True) -> pb.WatchOutboxResponse:
     """Events by their offset and index; the last offset has more of them unless it is complete."""
-    answer = pb.WatchOutboxResponse(cursor=cursor)
-    nexts = [offset for offset, _ in places[1:]]
-    for (offset, index), next_offset in zip(places, [*nexts, -1 if complete else places[-1][0]], strict=True):
+    last, _ = places[-1]
+    answer = pb.WatchOutboxResponse(cursor=cursor, next_offset=last + 1 if complete else last)
+    for offset, index in places:
         event = pb.Event(
             event_id=f"id-{offset}-{index}", kind=pb.EVENT_KIND_INTENT, event_type="fold", topic="t", partition_key="k"
         )
@@ -27,7 +27,6 @@ def response(cursor: str, *places: tuple[int, int], complete: bool = True) -> pb
             index=index,
             key="workflow/x",
             version=1,
-            last_of_offset=next_offset != offset,
         )
         item.commit_time.FromJsonString("2026-03-01T12:00:00Z")
     return answer

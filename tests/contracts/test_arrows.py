@@ -32,7 +32,10 @@ IMPURE = {
 PURE_CHASSIS = {
     "services.chassis.boundary",
     "services.chassis.errors",
+    "services.chassis.feed.log",
     "services.chassis.identity",
+    "services.chassis.json_struct",
+    "services.chassis.settings",
     "services.chassis.timestamp",
     "services.chassis.yaml_document",
 }
@@ -40,7 +43,9 @@ IMPURE_ROOMS = {"servicer", "repository", "node"}
 """The rooms of every node that do I/O."""
 WORKERS = {
     "orchestrator": {"admission", "peer", "run", "runner"},
+    "stamping": {"journal"},
     "reducer": {"folding", "mailbox", "store"},
+    "store": {"expirer", "feeds", "local", "materializer", "metrics", "reader", "rebuild", "sweeper"},
 }
 """The rooms of a node where its tasks work and its calls to other nodes are made. Every other module of a node is pure."""
 

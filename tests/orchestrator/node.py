@@ -132,7 +132,7 @@ class Orchestrator:
         self.runner = Runner(self.peer, coordination or coordination_of(contracts.load(CONTRACT)), running)
         self.changed = asyncio.Event()
         self.partitions = Partitions(
-            self.store,  # type: ignore[arg-type]  # likewise
+            self.store,
             role=ROLE,
             work=WORK,
             owner=self.owner,

@@ -8,10 +8,8 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
-import asyncpg
 import pytest
 from blake3 import blake3
-from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from omninode.bridge.errors.v1 import errors_pb2
@@ -20,9 +18,9 @@ from omninode.bridge.stamping.v1.stamping_pb2_grpc import StampingServiceStub
 from services.chassis.errors import AlreadyExists, InvalidArgument, NotFound
 from services.stamping.domain import Limits
 from tests.stamping.node import stamping_stub
+from tests.stamping.sample import SOURCE, creation, revocation, rows, struct
 from tests.stamping.test_blake3_vectors import VECTORS, content_of
 
-SOURCE = b"def answer():\n    return 42\n"
 SMALL = Limits(content_bytes=1000, stamp_bytes=700, batch_bytes=2000, inline_bytes=500)
 
 
@@ -30,27 +28,6 @@ SMALL = Limits(content_bytes=1000, stamp_bytes=700, batch_bytes=2000, inline_byt
 async def stub(database_url: str) -> AsyncIterator[StampingServiceStub]:
     async with stamping_stub(database_url) as stub:
         yield stub
-
-
-def creation(content: bytes = SOURCE, **fields: Any) -> pb.CreateStampRequest:
-    """A valid request, but for what a test gives."""
-    return pb.CreateStampRequest(
-        **{"request_id": uuid.uuid4().hex, "content": content, "file_path": "answer.py", **fields}
-    )
-
-
-def struct(**values: Any) -> Struct:
-    result = Struct()
-    result.update(values)
-    return result
-
-
-async def rows(database_url: str, query: str) -> list[Any]:
-    connection = await asyncpg.connect(database_url)
-    try:
-        return await connection.fetch(query)
-    finally:
-        await connection.close()
 
 
 async def test_hashing_gives_blake3_of_the_bytes_as_they_are(stub: StampingServiceStub) -> None:
@@ -491,6 +468,11 @@ BAD: dict[str, tuple[str, Callable[[StampingServiceStub], Any]]] = {
         "created_after",
         lambda stub: stub.ListStamps(pb.ListStampsRequest(created_after=Timestamp(seconds=2**62))),
     ),
+    "revoking nothing": ("creation_request_id", lambda stub: stub.RevokeStamp(revocation(""))),
+    "a revocation without an id": ("request_id", lambda stub: stub.RevokeStamp(revocation("r", request_id=""))),
+    "a revocation in no namespace": ("namespace", lambda stub: stub.RevokeStamp(revocation("r", namespace=""))),
+    "a reason over its bound": ("reason", lambda stub: stub.RevokeStamp(revocation("r", reason="r" * 1025))),
+    "a reason with NUL": ("reason", lambda stub: stub.RevokeStamp(revocation("r", reason="a\0b"))),
     "a made-up page token": ("page_token", lambda stub: stub.ListStamps(pb.ListStampsRequest(page_token="next"))),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import grpc_testing
@@ -40,8 +41,10 @@ async def _aiter(requests: Iterator[Any]) -> AsyncIterator[Any]:
 
 @pytest.fixture
 def server() -> Any:
-    ledger: Any = None  # none of these handlers may reach for it
-    servicer = StampingServicer(ledger, Limits(inline_bytes=10), new_id=lambda: pytest.fail("no id is needed"))
+    ledger: Any = SimpleNamespace(stamps=None, revocations=None)  # none of these handlers may reach for it
+    nothing: Any = None
+    limits = Limits(inline_bytes=10)
+    servicer = StampingServicer(ledger, nothing, nothing, limits, new_id=lambda: pytest.fail("no id is needed"))
     return grpc_testing.server_from_dictionary({SERVICE: _Blocking(servicer)}, grpc_testing.strict_real_time())
 
 

@@ -30,7 +30,8 @@ def store_settings(database_url: str, **sections: Any) -> StoreSettings:
         "limits": Limits(),
         "feed": FeedSettings(),
         "projection": MaterializerSettings(),
-        "retention": RetentionSettings(),
+        # Its own sweeper leaves what a test has made old to the test.
+        "retention": RetentionSettings(first_sweep_seconds=86_400),
         "partitions": PartitionSettings(ttl_seconds=1.5, margin_seconds=0.3, retry_seconds=0.1),
         **sections,
     }

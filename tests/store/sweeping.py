@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry
 
+from omninode.bridge.store.v1.store_pb2_grpc import StoreServiceStub
 from services.chassis.postgres import Database, PostgresSettings
 from services.store.repository.retention import RetentionRepository
 from services.store.retention import RetentionSettings
 from services.store.sweeper import Sweeper
+from tests.store.node import store_stub
 from tests.store.sample import PARTITIONS, rows, sql
 
 BRISK = RetentionSettings(pause_seconds=0)
 """The defaults, for who waits for a sweep."""
 DAY = 24
+
+
+def unswept_stub(database_url: str) -> AbstractAsyncContextManager[StoreServiceStub]:
+    """A stub of a node whose own sweeper does not come before the test is over."""
+    return store_stub(database_url, retention=RetentionSettings(first_sweep_seconds=DAY * 3600))
 
 
 class Sweeping(NamedTuple):
@@ -25,6 +32,7 @@ class Sweeping(NamedTuple):
     sweeper: Sweeper
     retention: RetentionRepository
     registry: CollectorRegistry
+    database: Database
 
 
 @asynccontextmanager
@@ -41,7 +49,7 @@ async def sweeping(
     for partition in range(PARTITIONS):
         sweeper.acquire(partition, 1)
     try:
-        yield Sweeping(sweeper, retention, registry)
+        yield Sweeping(sweeper, retention, registry, database)
     finally:
         await sweeper.aclose()
         await database.close()
@@ -63,14 +71,13 @@ async def project(database_url: str) -> None:
 
 
 async def age(database_url: str, hours: float) -> None:
-    """Makes everything that there is older."""
+    """Makes every commit, state, blob and upload that there is older."""
     async with sql(database_url) as connection, connection.transaction():
         for table, column in (
             ("workflow_commits", "committed_at"),
             ("workflow_state", "updated_at"),
             ("blobs", "created_at"),
             ("blob_chunks", "created_at"),
-            ("lease_events", "occurred_at"),
         ):
             await connection.execute(f"UPDATE {table} SET {column} = {column} - $1 * interval '1 hour'", hours)
 
@@ -106,6 +113,5 @@ async def everything(database_url: str) -> dict[str, list[tuple[Any, ...]]]:
             "blob_references": "key, digest",
             "blobs": "digest",
             "blob_chunks": "upload_id, position",
-            "lease_events": "event_offset",
         }.items()
     }

@@ -18,7 +18,6 @@ from tests.store.node import store_node, store_stub
 from tests.store.sample import ABSENT, commit, new_key, sql
 from tests.store.watching import QUIET, watching
 
-
 FIGURES = {
     "canonical_store_state_commits_total": 3.0,
     "canonical_store_state_conflicts_total": 1.0,

@@ -47,7 +47,6 @@ async def test_a_new_consumer_begins_now_and_what_it_does_not_acknowledge_comes_
         first = await put(stub, "one")
         await put(stub, "two", "three")
         assert names_of(await watch.until_items(3)) == ["one", "two", "three"]
-        assert [item.last_of_offset for item in watch.items] == [True, False, True]
         assert [item.index for item in watch.items] == [0, 0, 1]
     answer = await acknowledge(stub, first.offset)
     assert answer.acknowledged.next_offset == first.offset + 1
@@ -102,7 +101,6 @@ async def test_filters_leave_out_other_kinds_types_and_topics(stub: StoreService
         async with watching(stub.WatchOutbox(request(from_beginning=True, **fields))) as watch:
             shown = await watch.until("caught_up")
         assert [item.index for item in shown] == expected
-        assert [item.last_of_offset for item in shown] == [False] * (len(expected) - 1) + [True] * bool(expected)
 
 
 async def test_a_large_offset_is_shown_in_several_messages_and_comes_again_whole(database_url: str) -> None:
@@ -110,13 +108,34 @@ async def test_a_large_offset_is_shown_in_several_messages_and_comes_again_whole
         async with watching(stub.WatchOutbox(request())) as watch:
             await watch.until("caught_up")
             await put(stub, *(f"e{number}" for number in range(40)))
-            await watch.hear()
-            partial, cursor = len(watch.items), watch.cursor
-            assert 0 < partial < 40
+            partial = await watch.hear()
+            assert 0 < len(watch.items) < 40
+            # Acknowledging what is complete acknowledges nothing of it.
+            assert partial.next_offset == watch.items[0].offset
+            cursor = watch.cursor
         async with watching(stub.WatchOutbox(request(cursor=cursor))) as watch:
             shown = await watch.until("caught_up")
         assert names_of(shown) == [f"e{number}" for number in range(40)]
-        assert [item.index for item in shown if item.last_of_offset] == [39]
+        assert [item.index for item in shown] == list(range(40))
+
+
+async def test_a_consumer_may_acknowledge_what_its_filters_left_out_and_what_has_no_events(
+    stub: StoreServiceStub,
+) -> None:
+    async with watching(stub.WatchOutbox(request(event_types=["wanted"]))) as watch:
+        await watch.until("caught_up")
+        await put(stub, "wanted")
+        await watch.until_items(1)
+    await put(stub, "unwanted")
+    quiet = (await stub.TryCommit(commit(next(keys_in(PARTITION))))).committed
+    async with watching(stub.WatchOutbox(request(event_types=["wanted"]))) as watch:
+        caught_up = await watch.hear()
+        while not caught_up.HasField("caught_up"):
+            caught_up = await watch.hear()
+    assert caught_up.next_offset == quiet.offset + 1
+    await acknowledge(stub, caught_up.next_offset - 1)
+    (consumer,) = (await stub.ListConsumers(pb.ListConsumersRequest())).consumers
+    assert consumer.partitions[PARTITION].lag == 0
 
 
 async def test_an_acknowledgement_never_goes_back(stub: StoreServiceStub) -> None:

@@ -15,12 +15,13 @@ from pydantic import ValidationError
 
 from omninode.bridge.errors.v1 import errors_pb2
 from omninode.bridge.store.v1 import store_pb2 as pb
+from omninode.bridge.store.v1.store_pb2_grpc import StoreServiceStub
 from services.chassis.errors import InvalidArgument
 from services.chassis.timestamp import to_timestamp
 from services.store.domain import Limits
 from services.store.projection import CountQuery, Lag, total_lag
 from tests.store.projecting import Replica, replica
-from tests.store.sample import PARTITIONS, keys_in, sql
+from tests.store.sample import PARTITIONS, commit, keys_in, sql
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -357,3 +358,12 @@ async def test_a_group_that_is_unknown_is_blamed_itself_and_not_its_index() -> N
     with pytest.raises(ValidationError) as caught:
         CountQuery.model_validate(query)
     assert {error["loc"][0] for error in caught.value.errors()} == {"filter", "group_by"}
+
+
+async def test_a_caller_with_less_time_than_it_would_wait_is_answered_from_the_state(stub: StoreServiceStub) -> None:
+    committed = commit()
+    await stub.TryCommit(committed)
+    asked = pb.GetProjectionRequest(key=committed.key, min_version=2)
+    asked.max_wait.FromSeconds(30)
+    answer = await stub.GetProjection(asked, timeout=0.5)
+    assert (answer.source, answer.projection.version) == (pb.PROJECTION_SOURCE_CANONICAL, 1)

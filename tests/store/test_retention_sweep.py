@@ -7,22 +7,24 @@ import random
 import uuid
 from itertools import islice
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+from blake3 import blake3
 
 from omninode.bridge.store.v1 import store_pb2 as pb
 from omninode.bridge.store.v1.store_pb2_grpc import StoreServiceStub
 from services.chassis.identity import partition_of
 from services.store.repository.projection import PROJECTION_LOCK
 from services.store.retention import RetentionSettings
-from tests.store.node import store_stub
 from tests.store.sample import PARTITIONS, action, commit, event, keys_in, rows, sql, until, until_waiting
-from tests.store.sweeping import BRISK, DAY, age, everything, floors, project, register, sweeping, swept
+from tests.store.sweeping import BRISK, DAY, age, everything, floors, project, register, sweeping, swept, unswept_stub
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PARTITION = 3
 OPEN, ENDED, REOPENED, OTHER = islice(keys_in(PARTITION), 4)
+EMPTY = pb.Blob(digest=blake3(b"").hexdigest(), content=b"")
 SHORT = RetentionSettings(
     pause_seconds=0, dedup_hours=1, commit_log_hours=2, outbox_hours=2, finished_hours=4, blob_hours=1
 )
@@ -31,7 +33,7 @@ SHORT = RetentionSettings(
 async def live(stub: StoreServiceStub, seed: int, size: int = 40) -> None:
     """A history over a few partitions: keys that are open and keys that have ended, some opened again, with and without events."""
     chance = random.Random(seed)
-    keys = [key for partition in (0, 3, 4) for key in islice(keys_in(partition), 3)]
+    keys = chance.sample([key for partition in (0, 3, 4) for key in islice(keys_in(partition), 8)], 9)
     for _ in range(size):
         if chance.random() < 0.15:
             events = [event(partition_key=chance.choice(keys)) for _ in range(2)]
@@ -46,7 +48,7 @@ async def live(stub: StoreServiceStub, seed: int, size: int = 40) -> None:
 
 async def told(database_url: str, seed: int = 1) -> None:
     """A history of three ages, projected to its end."""
-    async with store_stub(database_url) as stub:
+    async with unswept_stub(database_url) as stub:
         for hours in (30 * DAY, 5, 0):
             await live(stub, seed)
             seed += 1
@@ -59,7 +61,7 @@ async def outcome(stub: StoreServiceStub, request: pb.TryCommitRequest) -> str |
 
 
 async def test_what_is_within_its_retention_stays_whole(database_url: str) -> None:
-    async with store_stub(database_url) as stub:
+    async with unswept_stub(database_url) as stub:
         await live(stub, 7)
     await project(database_url)
     await age(database_url, 5.9)
@@ -69,7 +71,7 @@ async def test_what_is_within_its_retention_stays_whole(database_url: str) -> No
 
 
 async def test_a_log_that_is_old_goes_and_a_state_that_is_open_stays(database_url: str) -> None:
-    async with store_stub(database_url) as stub:
+    async with unswept_stub(database_url) as stub:
         sent = action(events=[event()])
         await stub.TryCommit(commit(OPEN, actions=[sent], state_json='{"a":1}'))
         await project(database_url)
@@ -85,7 +87,7 @@ async def test_a_log_that_is_old_goes_and_a_state_that_is_open_stays(database_ur
 
 
 async def test_an_action_of_an_ended_key_is_new_again_after_its_retention(database_url: str) -> None:
-    async with store_stub(database_url) as stub:
+    async with unswept_stub(database_url) as stub:
         sent, other = action(), action()
         await stub.TryCommit(commit(ENDED, actions=[sent]))
         await stub.TryCommit(commit(ENDED, actions=[other], final=True))
@@ -98,7 +100,7 @@ async def test_an_action_of_an_ended_key_is_new_again_after_its_retention(databa
 
 
 async def test_a_key_that_was_opened_again_remembers_until_it_ends_again(database_url: str) -> None:
-    async with store_stub(database_url) as stub:
+    async with unswept_stub(database_url) as stub:
         await stub.TryCommit(commit(REOPENED, final=True))
         await project(database_url)
         await age(database_url, 8 * DAY)
@@ -117,16 +119,16 @@ async def test_a_key_that_was_opened_again_remembers_until_it_ends_again(databas
 
 
 async def test_an_ended_key_goes_behind_its_retention_with_all_that_is_shown_of_it(database_url: str) -> None:
-    async with store_stub(database_url) as stub:
-        blob = pb.Blob(digest="af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262", content=b"")
-        await stub.TryCommit(commit(ENDED, final=True, blobs=[blob]))
+    async with unswept_stub(database_url) as stub:
+        await stub.TryCommit(commit(ENDED, final=True, blobs=[EMPTY]))
         await stub.TryCommit(commit(OPEN))
         async with sql(database_url) as connection:
             await until(connection, "count(*) = 2 FROM workflow_projection")
     async with sql(database_url) as connection:
         # Of a rebuild, and of one that was given up.
         await connection.execute(
-            "INSERT INTO workflow_projection SELECT (jsonb_populate_record(shown, jsonb_build_object('generation', generation + made))).*"
+            "INSERT INTO workflow_projection"
+            " SELECT (jsonb_populate_record(shown, jsonb_build_object('generation', generation + made))).*"
             " FROM workflow_projection AS shown CROSS JOIN generate_series(1, 2) AS made"
         )
     await age(database_url, 31 * DAY)
@@ -135,13 +137,13 @@ async def test_an_ended_key_goes_behind_its_retention_with_all_that_is_shown_of_
     assert [row[0] for row in kept["workflow_state"]] == [OPEN]
     assert sorted(row[1] for row in kept["workflow_projection"]) == [OPEN] * 3
     assert (kept["blob_references"], kept["blobs"]) == ([], [])
-    async with store_stub(database_url) as stub:
+    async with unswept_stub(database_url) as stub:
         assert (await stub.TryCommit(commit(ENDED))).committed.version == 1
 
 
 async def test_a_key_is_not_deleted_before_the_log_has_let_its_last_commit_go(database_url: str) -> None:
     settings = RetentionSettings(pause_seconds=0, dedup_hours=1, finished_hours=1)
-    async with store_stub(database_url) as stub:
+    async with unswept_stub(database_url) as stub:
         await stub.TryCommit(commit(ENDED, final=True))
     await project(database_url)
     await age(database_url, 2)
@@ -151,7 +153,7 @@ async def test_a_key_is_not_deleted_before_the_log_has_let_its_last_commit_go(da
 
 
 async def test_a_sweep_never_passes_what_the_projection_has_not_read(database_url: str) -> None:
-    async with store_stub(database_url) as stub:
+    async with unswept_stub(database_url) as stub:
         for _ in range(3):
             await stub.TryCommit(commit(ENDED, actions=[action(events=[event()])], final=True))
     await age(database_url, 365 * DAY)
@@ -169,7 +171,7 @@ async def test_a_sweep_never_passes_what_the_projection_has_not_read(database_ur
 
 
 async def test_a_sweep_never_passes_what_a_consumer_has_not_acknowledged(database_url: str) -> None:
-    async with store_stub(database_url) as stub:
+    async with unswept_stub(database_url) as stub:
         for _ in range(4):
             await stub.TryCommit(commit(ENDED, actions=[action(events=[event()])], final=True))
     await project(database_url)
@@ -185,7 +187,7 @@ async def test_a_sweep_never_passes_what_a_consumer_has_not_acknowledged(databas
 
 
 async def test_a_consumer_that_is_registered_while_a_floor_moves_loses_nothing(database_url: str) -> None:
-    async with store_stub(database_url) as stub:
+    async with unswept_stub(database_url) as stub:
         await stub.TryCommit(commit(OPEN, actions=[action(events=[event()])]))
     await project(database_url)
     await age(database_url, 365 * DAY)
@@ -201,7 +203,7 @@ async def test_a_consumer_that_is_registered_while_a_floor_moves_loses_nothing(d
 
 async def test_events_stay_as_long_as_the_outbox_keeps_them_where_that_is_longer(database_url: str) -> None:
     settings = RetentionSettings(pause_seconds=0, commit_log_hours=10, outbox_hours=20)
-    async with store_stub(database_url) as stub:
+    async with unswept_stub(database_url) as stub:
         sent = action(events=[event(), event()])
         await stub.TryCommit(commit(ENDED, actions=[sent], final=True, state_json='{"large":1}'))
         await stub.TryCommit(commit(ENDED, final=True))
@@ -221,7 +223,7 @@ async def test_events_stay_as_long_as_the_outbox_keeps_them_where_that_is_longer
 
 async def test_commits_are_shown_as_long_as_the_log_keeps_them_where_that_is_longer(database_url: str) -> None:
     settings = RetentionSettings(pause_seconds=0, outbox_hours=10)
-    async with store_stub(database_url) as stub:
+    async with unswept_stub(database_url) as stub:
         await stub.TryCommit(commit(ENDED, actions=[action(events=[event()])], final=True, state_json='{"a":1}'))
     await project(database_url)
     await age(database_url, 15)
@@ -232,7 +234,7 @@ async def test_commits_are_shown_as_long_as_the_log_keeps_them_where_that_is_lon
 
 
 async def test_appended_events_are_remembered_for_the_dedup_and_go_with_log_and_outbox(database_url: str) -> None:
-    async with store_stub(database_url) as stub:
+    async with unswept_stub(database_url) as stub:
         request = pb.AppendEventsRequest(request_id="r", events=[event(partition_key=OPEN)])
         first = await stub.AppendEvents(request)
         await project(database_url)
@@ -259,7 +261,7 @@ async def test_small_batches_take_what_one_large_one_does(
     await told(database_url, seed * 10)
     copy = f"copy_{uuid.uuid4().hex}"
     async with sql(postgres_server) as connection:
-        name = database_url.rsplit("/", 1)[1].split("?")[0]
+        name = urlsplit(database_url).path.removeprefix("/")
         await connection.execute(f"CREATE DATABASE {copy} TEMPLATE {name}")
     other = database_url.replace(name, copy)
     small = await swept(database_url, SHORT.model_copy(update={"batch_size": 3}))
@@ -269,7 +271,7 @@ async def test_small_batches_take_what_one_large_one_does(
 
 
 async def test_a_sweep_that_broke_off_after_a_floor_moved_is_made_good_by_the_next(database_url: str) -> None:
-    async with store_stub(database_url) as stub:
+    async with unswept_stub(database_url) as stub:
         await stub.AppendEvents(pb.AppendEventsRequest(request_id="r", events=[event(partition_key=OPEN)]))
         await stub.TryCommit(commit(OPEN))
     await project(database_url)
@@ -281,42 +283,43 @@ async def test_a_sweep_that_broke_off_after_a_floor_moved_is_made_good_by_the_ne
 
 
 async def test_a_commit_that_opens_a_key_again_meanwhile_wins(database_url: str) -> None:
-    async with store_stub(database_url) as stub:
+    async with (
+        unswept_stub(database_url) as stub,
+        sweeping(database_url) as running,
+        sql(database_url) as holder,
+        sql(database_url) as watcher,
+    ):
         sent = action()
         await stub.TryCommit(commit(ENDED, actions=[sent], final=True))
         await project(database_url)
         await age(database_url, 365 * DAY)
-        async with sql(database_url) as holder, sql(database_url) as watcher:
-            async with holder.transaction():
-                # The commit has the key's row and waits for the reference; the sweep meets it there.
-                await holder.execute("LOCK TABLE blob_references IN SHARE MODE")
-                blob = pb.Blob(digest="af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262", content=b"")
-                opening = asyncio.ensure_future(stub.TryCommit(commit(ENDED, blobs=[blob])))
-                await until_waiting(watcher)
-                async with sweeping(database_url) as running:
-                    sweeper = running.sweeper
-                    sweeper.lose(0)
-                    for partition in set(range(PARTITIONS)) - {PARTITION}:
-                        sweeper.lose(partition)
-                    forgotten = await running.retention.keys.forget(PARTITION, BRISK.dedup, 10)
-                    finished = await running.retention.keys.finish(PARTITION, BRISK.finished, 10)
-                    cleared = await running.retention.log.clear(PARTITION, 0, 10, BRISK.dedup)
-            assert ((await opening).committed.version, forgotten.action_count, finished.key_count) == (2, 0, 0)
-            assert cleared.action_count == 0
-        await swept(database_url)
+        await running.retention.log.advance(PARTITION, 1, 1)
+        held = holder.transaction()
+        await held.start()
+        # The commit has the key's row, and waits for the end of who refers to the same blob.
+        await holder.execute("INSERT INTO blob_references VALUES (decode($1, 'hex'), $2)", EMPTY.digest, ENDED)
+        opening = asyncio.ensure_future(stub.TryCommit(commit(ENDED, blobs=[EMPTY])))
+        await until_waiting(watcher)
+        async with asyncio.timeout(5):
+            forgotten = await running.retention.keys.forget(PARTITION, BRISK.dedup, 10)
+            finished = await running.retention.keys.finish(PARTITION, BRISK.finished, 10)
+            cleared = await running.retention.log.clear(PARTITION, 0, 1, BRISK.dedup)
+        assert (forgotten.action_count, finished.key_count, cleared.action_count) == (0, 0, 0)
+        await held.rollback()
+        assert (await opening).committed.version == 2
+        await running.sweeper.sweep()
         assert await outcome(stub, commit(ENDED, actions=[sent])) == "duplicate"
 
 
-async def test_a_key_that_ended_again_after_it_was_forgotten_is_opened_by_a_commit_that_waits_for_its_deletion(
-    database_url: str,
-) -> None:
-    async with store_stub(database_url) as stub:
-        await stub.TryCommit(commit(ENDED, final=True))
+async def test_a_commit_that_meets_a_key_in_its_deletion_waits_and_opens_it_anew(database_url: str) -> None:
+    async with unswept_stub(database_url) as stub:
+        await stub.TryCommit(commit(ENDED, final=True, blobs=[EMPTY]))
         await project(database_url)
         await age(database_url, 365 * DAY)
         async with sql(database_url) as holder, sql(database_url) as watcher, sweeping(database_url) as running:
             async with holder.transaction():
-                await holder.execute("LOCK TABLE workflow_projection IN SHARE MODE")
+                # The sweep has the key, and comes to its references.
+                await holder.execute("SELECT FROM blob_references FOR UPDATE")
                 sweep = asyncio.ensure_future(running.sweeper.sweep())
                 await until_waiting(watcher)
                 opening = asyncio.ensure_future(stub.TryCommit(commit(ENDED)))
@@ -326,7 +329,7 @@ async def test_a_key_that_ended_again_after_it_was_forgotten_is_opened_by_a_comm
 
 
 async def test_keys_are_deleted_under_the_projections_lock(database_url: str) -> None:
-    async with store_stub(database_url) as stub:
+    async with unswept_stub(database_url) as stub:
         await stub.TryCommit(commit(ENDED, final=True))
     await project(database_url)
     await age(database_url, 365 * DAY)
@@ -342,7 +345,7 @@ async def test_keys_are_deleted_under_the_projections_lock(database_url: str) ->
 async def test_lease_events_go_with_the_log_and_the_floor_moves(database_url: str) -> None:
     async with sql(database_url) as connection:
         await connection.execute(
-            "INSERT INTO lease_events SELECT number, 'acquired', 'x', 'me', 1, now() - (10 - number) * interval '1 day'"
+            "INSERT INTO lease_events SELECT number, 'acquired', 'x', 'me', 1, now() - (9.5 - number) * interval '1 day'"
             " FROM generate_series(0, 9) AS number"
         )
         await connection.execute("UPDATE lease_log SET next_offset = 10")
@@ -372,10 +375,10 @@ async def test_dead_generations_go_in_batches_with_partition_0_alone(database_ur
 async def test_a_sweeper_sweeps_what_it_holds_again_and_again_also_after_a_failure(
     database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = RetentionSettings(pause_seconds=0, sweep_interval_hours=0.00001)
+    settings = RetentionSettings(pause_seconds=0, sweep_interval_hours=0.00001, first_sweep_seconds=0.01)
     foreign = next(keys_in(5))
     async with (
-        store_stub(database_url) as stub,
+        unswept_stub(database_url) as stub,
         sweeping(database_url, settings) as running,
         sql(database_url) as watcher,
     ):
@@ -400,10 +403,10 @@ async def test_a_sweeper_sweeps_what_it_holds_again_and_again_also_after_a_failu
 
 
 async def test_nothing_that_is_acknowledged_and_within_retention_goes_while_commits_pass(database_url: str) -> None:
-    settings = RetentionSettings(pause_seconds=0, sweep_interval_hours=0.00001, batch_size=5)
+    settings = RetentionSettings(pause_seconds=0, sweep_interval_hours=0.00001, first_sweep_seconds=0.01, batch_size=5)
     await told(database_url)
     sent: list[tuple[str, Any]] = []
-    async with store_stub(database_url) as stub, sweeping(database_url, settings) as running:
+    async with unswept_stub(database_url) as stub, sweeping(database_url, settings) as running:
         running.sweeper.start()
         for number in range(60):
             key = list(islice(keys_in(PARTITION), 3))[number % 3]

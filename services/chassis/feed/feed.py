@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Generic
@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from omninode.bridge.errors.v1 import errors_pb2
 from services.chassis.errors import ResourceExhausted, invalid_field
-from services.chassis.feed.log import Bounds, Log, Position, R, View
+from services.chassis.feed.log import Bounds, Log, Mark, Position, R, View
 from services.chassis.feed.settings import FeedSettings
 from services.chassis.feed.tail import Chunk, Tail
 from services.chassis.feed.watcher import Watcher, position_of
@@ -51,11 +51,14 @@ class Feed(Generic[R]):
         log: Log[R],
         settings: FeedSettings,
         metrics: FeedMetrics,
+        *,
+        mark: Mark = lambda _response, _position: None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._name = name
         self._source = log
         self._settings = settings
+        self._mark = mark
         self._now = now
         self._tail: Tail[R] | None = None
         """None while nobody watches: then nothing is read."""
@@ -91,7 +94,7 @@ class Feed(Generic[R]):
 
     async def watch(
         self, view: View[R], cursor: str = "", *, from_beginning: bool = False, begin: Position | None = None
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Any, None]:
         """The responses of one Watch, encoded already, without end but for a Reset.
 
         `begin` is where to begin where neither cursor nor from_beginning says it; None means now. Raises InvalidArgument
@@ -100,7 +103,7 @@ class Feed(Generic[R]):
         if cursor and from_beginning:
             raise invalid_field("from_beginning", "must not be set beside a cursor")
         given = position_of(cursor, view) if cursor else begin
-        watcher = Watcher(view, self._settings)
+        watcher = Watcher(view, self._settings, self._mark)
         with self._watching(watcher):
             bounds = _seen(view, await self._source.bounds())
             if from_beginning:
@@ -160,7 +163,8 @@ class Feed(Generic[R]):
                     yield response
                     watcher.heard()
                 self._rows.inc(len(chunk.rows))
-                watcher.position = chunk.end
+                # Only what it sees: in the past it asks for no more than that.
+                watcher.position = {partition: chunk.end[partition] for partition in watcher.position}
                 number += 1
             elif not caught_up:
                 caught_up = True

@@ -7,6 +7,8 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 Position: TypeAlias = Mapping[int, int]
 """The offset of the next row in each partition."""
+Mark: TypeAlias = Callable[[Any, Position], None]
+"""Writes into a response what its type says of the place behind it, beside the cursor."""
 
 
 class Row(Protocol):

@@ -13,7 +13,7 @@ from omninode.bridge.errors.v1 import errors_pb2
 from omninode.bridge.feed.v1 import feed_pb2
 from services.chassis import timestamp
 from services.chassis.errors import invalid_field
-from services.chassis.feed.log import Bounds, Position, R, Row, View
+from services.chassis.feed.log import Bounds, Mark, Position, R, Row, View
 from services.chassis.feed.settings import FeedSettings
 from services.chassis.token import TokenMismatch, seal, unseal
 
@@ -21,8 +21,9 @@ from services.chassis.token import TokenMismatch, seal, unseal
 class Watcher(Generic[R]):
     """One watcher's place, and how its responses are made."""
 
-    def __init__(self, view: View[R], settings: FeedSettings) -> None:
+    def __init__(self, view: View[R], settings: FeedSettings, mark: Mark) -> None:
         self.view = view
+        self._mark = mark
         self.key = json.dumps(view.filters, sort_keys=True)
         self.position: Position = {}
         self.ended = False
@@ -58,15 +59,19 @@ class Watcher(Generic[R]):
             for item in self.view.items(list(of_offset)):
                 item_size = item.ByteSize()
                 if size and size + item_size > self._settings.message_bytes:
-                    response.cursor = _cursor_of(place, self.view)
-                    encoded.append(response.SerializeToString())
+                    encoded.append(self._ended(response, place))
                     response, size = self.view.response(), 0
                 response.items.append(item)
                 size += item_size
             place[partition] = offset + 1
         if size:
-            response.cursor = _cursor_of(place, self.view)
-            encoded.append(response.SerializeToString())
+            encoded.append(self._ended(response, place))
+        return encoded
+
+    def _ended(self, response: Any, place: Position) -> bytes:
+        response.cursor = _cursor_of(place, self.view)
+        self._mark(response, place)
+        encoded: bytes = response.SerializeToString()
         return encoded
 
     def notice(self, kind: str, time: datetime | None = None) -> bytes:
@@ -74,7 +79,9 @@ class Watcher(Generic[R]):
         self.heard()
         response = self.view.response()
         notice = getattr(response, kind)
-        notice.position = _cursor_of(_only(self.view, self.position), self.view)
+        place = _only(self.view, self.position)
+        notice.position = _cursor_of(place, self.view)
+        self._mark(response, place)
         if time is not None:
             timestamp.fill(notice.time, time)
         encoded: bytes = response.SerializeToString()

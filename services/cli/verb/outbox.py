@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -62,15 +61,18 @@ def watch_(
         consumer=consumer, partition=partition, cursor=cursor, from_beginning=from_beginning
     )
 
+    acknowledged = 0
+
     async def acknowledge(
-        stub: StoreServiceStub,
-        patience: Patience,
-        printed: Sequence[store_pb2.OutboxEvent],
+        stub: StoreServiceStub, patience: Patience, response: store_pb2.WatchOutboxResponse, printed: int
     ) -> None:
-        offset = _dealt_with(printed) if ack else None
-        if offset is not None:
-            done = store_pb2.AckOutboxRequest(consumer=consumer, partition=partition, offset=offset)
+        nonlocal acknowledged
+        is_whole = printed == len(response.items)
+        next_offset = response.next_offset if is_whole else response.items[printed].offset
+        if ack and next_offset > acknowledged:
+            done = store_pb2.AckOutboxRequest(consumer=consumer, partition=partition, offset=next_offset - 1)
             await patience.through(lambda: stub.AckOutbox(done))
+            acknowledged = next_offset
 
     interruption.run(
         watch.watch(
@@ -96,8 +98,3 @@ async def _forget(consumer: str, target: str) -> None:
     async with STORE.at(target) as stub:
         await stub.DeleteConsumer(store_pb2.DeleteConsumerRequest(consumer=consumer))
     console.say(f"forgot {consumer}")
-
-
-def _dealt_with(printed: Sequence[store_pb2.OutboxEvent]) -> int | None:
-    """The last offset that is complete; None for none."""
-    return max((item.offset for item in printed if item.last_of_offset), default=None)

@@ -49,7 +49,7 @@ class Repositories:
             commits=CommitRepository(database, partitions),
             appends=AppendRepository(database, partitions),
             states=StateRepository(database),
-            history=HistoryRepository(database),
+            history=HistoryRepository(database, partitions),
             log=LogRepository(database, partitions, outbox=False),
             outbox=OutboxRepository(database),
             outbox_log=LogRepository(database, partitions, outbox=True),

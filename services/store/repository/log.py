@@ -5,6 +5,7 @@ from __future__ import annotations
 from asyncpg import Record
 
 from services.chassis.feed import Bounds, Page, Position
+from services.chassis.identity import partition_of
 from services.chassis.postgres import Database
 from services.store.domain import LoggedAction, State, StateNotFound, VersionExpired
 from services.store.repository.partition import PartitionRepository
@@ -15,8 +16,8 @@ _COLUMNS = """partition, commit_offset, action_index, action_id, action_type, pr
        schema_version, final, committed_at"""
 # Of each partition the first rows, but no part of an offset: where the row limit cut one, it is left for the next page; one offset
 # has 500 rows at most, and the limit is above that. A window that is ordered by the offset takes all rows of one together, so the
-# weight at each is that up to the offset's end. octet_length reads no toasted text, it knows its length. The bound of the offsets, of
-# which each has a row, is for a log without statistics: by the limit alone its whole tail would be read and sorted.
+# weight at each is that up to the offset's end. octet_length reads no toasted text, it knows its length. The bound of the offsets,
+# of which each has a row, is for a log without statistics: by the limit alone its whole tail would be read and sorted.
 _READ = """
 SELECT partition, commit_offset, action_index, action_id, action_type, provenance, events, key, version, state, schema_version,
        final, committed_at,
@@ -51,9 +52,12 @@ LEFT JOIN LATERAL (
 ) AS logged ON true
 WHERE current.key = $1
 """
+# Below the log's beginning rows may be left that only keep their action known.
 _LIST = f"""
 SELECT {_COLUMNS} FROM workflow_commits
-WHERE key = $1 AND (version, action_index) < ($2, $3) ORDER BY version DESC, action_index DESC LIMIT $4
+WHERE key = $1 AND (version, action_index) < ($2, $3)
+  AND commit_offset >= (SELECT first_offset FROM store_partitions WHERE store_partitions.partition = $4)
+ORDER BY version DESC, action_index DESC LIMIT $5
 """
 _NEWEST = (_NO_END, 0)
 
@@ -89,8 +93,9 @@ class LogRepository:
 class HistoryRepository:
     """The past of one database's keys, as far as the log holds it."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, partitions: PartitionRepository) -> None:
         self._database = database
+        self._partitions = partitions
 
     async def get(self, key: str, at_version: int) -> State | None:
         """The state of a key at a version; None where that is the current one. Raises StateNotFound, VersionExpired."""
@@ -115,7 +120,9 @@ class HistoryRepository:
 
     async def list(self, key: str, before: tuple[int, int] | None, size: int) -> list[LoggedAction]:
         """Up to `size` actions of a key, the newest first, from behind `before`, a version and an index, on."""
-        return [_from_row(row) for row in await self._database.fetch(_LIST, key, *(before or _NEWEST), size)]
+        partition = partition_of(key, await self._partitions.count())
+        rows = await self._database.fetch(_LIST, key, *(before or _NEWEST), partition, size)
+        return [_from_row(row) for row in rows]
 
 
 def _from_row(row: Record) -> LoggedAction:

@@ -15,9 +15,14 @@ from services.store.domain import (
     Fenced,
 )
 
+_IS_REGISTERED = "SELECT EXISTS (SELECT FROM outbox_consumers WHERE consumer = $1)"
+# The partitions are held, so that no sweep moves their beginning past a consumer that it does not see yet.
 _REGISTER = """
+WITH held AS (
+    SELECT partition, first_event_offset, next_offset FROM store_partitions ORDER BY partition FOR SHARE
+)
 INSERT INTO outbox_consumers (consumer, partition, next_offset, registered_at)
-SELECT $1, partition, CASE WHEN $2 THEN first_event_offset ELSE next_offset END, now() FROM store_partitions
+SELECT $1, partition, CASE WHEN $2 THEN first_event_offset ELSE next_offset END, now() FROM held
 ON CONFLICT ON CONSTRAINT outbox_consumers_pkey DO NOTHING
 """
 _FIND = "SELECT next_offset FROM outbox_consumers WHERE consumer = $1 AND partition = $2"
@@ -64,7 +69,8 @@ class OutboxRepository:
 
     async def register(self, consumer: str, *, from_beginning: bool) -> None:
         """Registers a consumer for all partitions, from the oldest events or from now on; one that is registered stays as it is."""
-        await self._database.execute(_REGISTER, consumer, from_beginning)
+        if not await self._database.fetchval(_IS_REGISTERED, consumer):
+            await self._database.execute(_REGISTER, consumer, from_beginning)
 
     async def find(self, consumer: str, partition: int) -> int | None:
         """The first offset that the consumer has not acknowledged; None where the log has no such partition."""

@@ -8,7 +8,15 @@ from collections.abc import AsyncIterator, Callable
 from blake3 import blake3
 
 from omninode.bridge.store.v1 import store_pb2, store_pb2_grpc
-from services.store.domain import INLINE_BLOB_BYTES, BlobKey, BlobTooLarge, Limits, StreamOutOfOrder, check_digest
+from services.store.domain import (
+    INLINE_BLOB_BYTES,
+    BlobKey,
+    BlobNotFound,
+    BlobTooLarge,
+    Limits,
+    StreamOutOfOrder,
+    check_digest,
+)
 from services.store.repository.blob import BlobRepository
 from services.store.servicer.call import Context
 
@@ -64,10 +72,14 @@ class BlobServicer(store_pb2_grpc.StoreServiceServicer):
         if isinstance(source, bytes):
             yield store_pb2.GetBlobResponse(chunk=source, size_bytes=size)
             return
-        position = 0
+        position = sent = 0
         while (chunk := await self._blobs.find_chunk(source, position)) is not None:
             yield store_pb2.GetBlobResponse(chunk=chunk, size_bytes=size)
             position += 1
+            sent += len(chunk)
+        if sent < size:
+            # Nothing referred to it, and its time ended while it was read.
+            raise BlobNotFound(metadata={"digest": request.digest})
 
     def _check_blob_size(self, size: int) -> None:
         if size > self._blob_limits.blob_bytes:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
 from omninode.bridge.store.v1 import store_pb2, store_pb2_grpc
 from services.chassis import paging, timestamp
+from services.chassis.call_context import deadline
 from services.chassis.errors import invalid_field
 from services.store.domain import Limits
 from services.store.projection import (
@@ -25,6 +27,8 @@ from services.store.repository.projection import ProjectionRepository
 from services.store.servicer.call import Context
 
 _NANOS = 1_000_000_000
+_ANSWER_SECONDS = 0.05
+"""Kept of the caller's deadline for the canonical answer after a wait."""
 
 
 class ProjectionServicer(store_pb2_grpc.StoreServiceServicer):
@@ -117,12 +121,15 @@ class ProjectionServicer(store_pb2_grpc.StoreServiceServicer):
 
 
 def _max_wait(request: store_pb2.GetProjectionRequest) -> float:
-    """Seconds."""
+    """Seconds; none or less where the caller has no time for it."""
     seconds, nanos = request.max_wait.seconds, request.max_wait.nanos
     limit = int(MAX_WAIT.total_seconds())
     if seconds < 0 or not 0 <= nanos < _NANOS or seconds * _NANOS + nanos > limit * _NANOS:
         raise invalid_field("max_wait", f"must be a duration of 0 to {limit} seconds")
-    return seconds + nanos / _NANOS
+    wanted = seconds + nanos / _NANOS
+    end = deadline.get()
+    # A caller that has less time than it would wait still gets the canonical answer.
+    return wanted if end is None else min(wanted, end - _ANSWER_SECONDS - asyncio.get_running_loop().time())
 
 
 def _filter(message: store_pb2.ProjectionFilter) -> Mapping[str, Any]:

@@ -21,7 +21,7 @@ class RetentionServicer(store_pb2_grpc.StoreServiceServicer):
         response = store_pb2.PreviewRetentionResponse()
         for count in await self._previews.count(self._retention_settings):
             shown = response.counts.add(
-                kind=store_pb2.RetentionKind.ValueType(count.kind), count=count.count, held_count=count.held_count
+                kind=store_pb2.RetentionKind.ValueType(count.kind), count=count.over_count, held_count=count.held_count
             )
             shown.retention.FromTimedelta(count.retention)
         return response

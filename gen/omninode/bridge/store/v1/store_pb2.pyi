@@ -193,7 +193,7 @@ class _RetentionKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Retenti
     RETENTION_KIND_UNSPECIFIED: _RetentionKind.ValueType  # 0
     """Never sent."""
     RETENTION_KIND_DEDUP: _RetentionKind.ValueType  # 1
-    """Action ids of ended keys, which from then on are not known any more."""
+    """Action ids of ended keys, and requests of appended events, which from then on are not known any more."""
     RETENTION_KIND_COMMITS: _RetentionKind.ValueType  # 2
     """Commits of the log."""
     RETENTION_KIND_KEYS: _RetentionKind.ValueType  # 3
@@ -209,7 +209,7 @@ class RetentionKind(_RetentionKind, metaclass=_RetentionKindEnumTypeWrapper):
 RETENTION_KIND_UNSPECIFIED: RetentionKind.ValueType  # 0
 """Never sent."""
 RETENTION_KIND_DEDUP: RetentionKind.ValueType  # 1
-"""Action ids of ended keys, which from then on are not known any more."""
+"""Action ids of ended keys, and requests of appended events, which from then on are not known any more."""
 RETENTION_KIND_COMMITS: RetentionKind.ValueType  # 2
 """Commits of the log."""
 RETENTION_KIND_KEYS: RetentionKind.ValueType  # 3
@@ -1927,8 +1927,13 @@ class WatchOutboxResponse(_message.Message):
     FELL_BEHIND_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     RESET_FIELD_NUMBER: _builtins.int
+    NEXT_OFFSET_FIELD_NUMBER: _builtins.int
     cursor: _builtins.str
     """The place behind the items; empty in a notice."""
+    next_offset: _builtins.int
+    """Everything before this offset is shown, or left out by the filters: once it is dealt with, acknowledge `next_offset - 1`. Of an
+    offset whose events do not fit one response the last response alone is beyond it. 0 in a Reset.
+    """
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___OutboxEvent]:
         """In order; empty in a notice."""
@@ -1958,10 +1963,11 @@ class WatchOutboxResponse(_message.Message):
         fell_behind: _feed_pb2.FellBehind | None = ...,
         checkpoint: _feed_pb2.Checkpoint | None = ...,
         reset: _feed_pb2.Reset | None = ...,
+        next_offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["caught_up", b"caught_up", "checkpoint", b"checkpoint", "fell_behind", b"fell_behind", "notice", b"notice", "reset", b"reset"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caught_up", b"caught_up", "checkpoint", b"checkpoint", "cursor", b"cursor", "fell_behind", b"fell_behind", "items", b"items", "notice", b"notice", "reset", b"reset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caught_up", b"caught_up", "checkpoint", b"checkpoint", "cursor", b"cursor", "fell_behind", b"fell_behind", "items", b"items", "next_offset", b"next_offset", "notice", b"notice", "reset", b"reset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_notice: _TypeAlias = _typing.Literal["caught_up", "fell_behind", "checkpoint", "reset"]  # noqa: Y015
     _WhichOneofArgType_notice: _TypeAlias = _typing.Literal["notice", b"notice"]  # noqa: Y015
@@ -1983,19 +1989,16 @@ class OutboxEvent(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     PROVENANCE_FIELD_NUMBER: _builtins.int
     COMMIT_TIME_FIELD_NUMBER: _builtins.int
-    LAST_OF_OFFSET_FIELD_NUMBER: _builtins.int
     partition: _builtins.int
     """Its partition."""
     offset: _builtins.int
-    """Its offset there: what to acknowledge, once all its events are dealt with."""
+    """Its offset there."""
     index: _builtins.int
     """Which of the offset's events it is, from 0."""
     key: _builtins.str
     """The key that was committed with it; empty for an appended event."""
     version: _builtins.int
     """The version of that key; 0 for an appended event."""
-    last_of_offset: _builtins.bool
-    """True if it is the last of its offset that the filters let through: now the offset may be acknowledged."""
     @_builtins.property
     def event(self) -> Global___Event:
         """The event."""
@@ -2019,11 +2022,10 @@ class OutboxEvent(_message.Message):
         version: _builtins.int = ...,
         provenance: Global___Provenance | None = ...,
         commit_time: _timestamp_pb2.Timestamp | None = ...,
-        last_of_offset: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["commit_time", b"commit_time", "event", b"event", "provenance", b"provenance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_time", b"commit_time", "event", b"event", "index", b"index", "key", b"key", "last_of_offset", b"last_of_offset", "offset", b"offset", "partition", b"partition", "provenance", b"provenance", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_time", b"commit_time", "event", b"event", "index", b"index", "key", b"key", "offset", b"offset", "partition", b"partition", "provenance", b"provenance", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

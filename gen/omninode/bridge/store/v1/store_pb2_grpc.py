@@ -323,7 +323,7 @@ class StoreServiceServicer:
 
         The first call registers the consumer, for all partitions: from then on no event is dropped that it has not acknowledged.
         Without `cursor` and `from_beginning` the feed begins behind what the consumer acknowledged last; a new consumer begins now.
-        At least once: what is not acknowledged comes again. `last_of_offset` says when an offset is complete.
+        At least once: what is not acknowledged comes again. `next_offset` says how far a consumer may acknowledge.
 
         Errors: INVALID_FIELD, CURSOR_MISMATCH, TOO_MANY_WATCHERS.
         """
@@ -379,7 +379,7 @@ class StoreServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PutBlob(self, request_iterator, context):
-        """Stores bytes under their BLAKE3 digest: a header, then chunks. A blob that is there already is left as it is.
+        """Stores bytes under their BLAKE3 digest: a header, then chunks. A blob that is there already is kept from now on.
 
         A stream that is cut off stores nothing. A blob that no key refers to may be deleted after a day.
 

@@ -107,7 +107,7 @@ class StoreServiceStub:
 
     The first call registers the consumer, for all partitions: from then on no event is dropped that it has not acknowledged.
     Without `cursor` and `from_beginning` the feed begins behind what the consumer acknowledged last; a new consumer begins now.
-    At least once: what is not acknowledged comes again. `last_of_offset` says when an offset is complete.
+    At least once: what is not acknowledged comes again. `next_offset` says how far a consumer may acknowledge.
 
     Errors: INVALID_FIELD, CURSOR_MISMATCH, TOO_MANY_WATCHERS.
     """
@@ -138,7 +138,7 @@ class StoreServiceStub:
     Errors: INVALID_FIELD, REQUEST_ID_REUSED.
     """
     PutBlob: _aio.StreamUnaryMultiCallable[_store_pb2.PutBlobRequest, _store_pb2.PutBlobResponse]
-    """Stores bytes under their BLAKE3 digest: a header, then chunks. A blob that is there already is left as it is.
+    """Stores bytes under their BLAKE3 digest: a header, then chunks. A blob that is there already is kept from now on.
 
     A stream that is cut off stores nothing. A blob that no key refers to may be deleted after a day.
 
@@ -355,7 +355,7 @@ class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
 
         The first call registers the consumer, for all partitions: from then on no event is dropped that it has not acknowledged.
         Without `cursor` and `from_beginning` the feed begins behind what the consumer acknowledged last; a new consumer begins now.
-        At least once: what is not acknowledged comes again. `last_of_offset` says when an offset is complete.
+        At least once: what is not acknowledged comes again. `next_offset` says how far a consumer may acknowledge.
 
         Errors: INVALID_FIELD, CURSOR_MISMATCH, TOO_MANY_WATCHERS.
         """
@@ -422,7 +422,7 @@ class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _abc.AsyncIterator[_store_pb2.PutBlobRequest],
         context: _aio.ServicerContext[_abc.AsyncIterator[_store_pb2.PutBlobRequest], _abc.Awaitable[_store_pb2.PutBlobResponse]],
     ) -> _abc.Awaitable[_store_pb2.PutBlobResponse]:
-        """Stores bytes under their BLAKE3 digest: a header, then chunks. A blob that is there already is left as it is.
+        """Stores bytes under their BLAKE3 digest: a header, then chunks. A blob that is there already is kept from now on.
 
         A stream that is cut off stores nothing. A blob that no key refers to may be deleted after a day.
 

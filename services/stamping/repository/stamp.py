@@ -1,4 +1,4 @@
-"""The ledger: all SQL of the stamping node. Rows in and out; no rule of stamping is made here."""
+"""Stamps: claims recorded, stamps found and listed. Rows in and out; no rule of stamping is made here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ from services.chassis.coalesce import Coalescer
 from services.chassis.errors import BridgeError
 from services.chassis.postgres import Database
 from services.chassis.postgres_error import ConstraintViolated, TransactionConflict
-from services.stamping.domain import Claim, Recorded, RequestIdReused, Stamp, StampNotFound, StampQuery
+from services.stamping.domain import (
+    Claim,
+    Recorded,
+    RequestIdReused,
+    Stamp,
+    StampNotFound,
+    StampQuery,
+    StampRequestRevoked,
+)
+from services.stamping.repository.row import COLUMNS, to_stamp
 
 Position: TypeAlias = uuid.UUID
 """Where a page of a list ends: the last stamp's id; ids are in the order of their making."""
@@ -23,9 +32,12 @@ _ROUNDS = 5
 
 # One statement, so one transaction and one round trip, for all claims of a batch. A claim whose digest another replica stamped
 # after this statement's snapshot was taken comes back without a row and is tried again; one whose request_id was taken meanwhile
-# breaks stamp_requests_pkey and undoes the statement. Rows are written in the order of their keys, so that two replicas wait for
-# each other and do not deadlock. Every look-up is a LATERAL with LIMIT 1: it goes by the index whatever the planner believes of the
-# tables' sizes, where a plain join may read a whole table for a batch.
+# breaks stamp_requests_pkey and undoes the statement. The stamp that a claim finds is locked, so that it is not revoked before the
+# claim on it is there; where its revocation came first, the lock returns the row as that left it, and a new version is made.
+# Locks are taken in one order, here and by revocations, so that two replicas wait for each other and do not deadlock: stamps that
+# stand, then rows written in the order of their keys, and last the numbers of the events, for which `counted` reads `claimed` to
+# its end. Who holds the numbers waits for nobody. Every look-up is a LATERAL with LIMIT 1: it goes by the index whatever the
+# planner believes of the tables' sizes, where a plain join may read a whole table for a batch.
 _RECORD = """
 WITH input AS (
     SELECT namespace, request_id, fingerprint, digest, encode(stamp_id, 'hex')::uuid AS stamp_id,
@@ -35,10 +47,11 @@ WITH input AS (
     WITH ORDINALITY AS claim (namespace, request_id, fingerprint, digest, stamp_id, op_id, content_type, size_bytes, file_path,
                               intelligence_data, item)
 ), known AS (
-    SELECT input.item, input.namespace, request.fingerprint = input.fingerprint AS same, request.stamp_id, request.created
+    SELECT input.item, input.namespace, coalesce(request.fingerprint = input.fingerprint, true) AS same, request.stamp_id,
+           request.created, request.released_at IS NOT NULL AS released
     FROM input
     CROSS JOIN LATERAL (
-        SELECT fingerprint, stamp_id, created FROM stamp_requests
+        SELECT fingerprint, stamp_id, created, released_at FROM stamp_requests
         WHERE stamp_requests.namespace = input.namespace AND stamp_requests.request_id = input.request_id
         LIMIT 1
     ) AS request
@@ -49,6 +62,7 @@ WITH input AS (
         SELECT stamp_id, version, revoked_at FROM stamps
         WHERE stamps.digest = input.digest AND stamps.namespace = input.namespace
         ORDER BY version DESC LIMIT 1
+        FOR KEY SHARE
     ) AS latest ON true
     WHERE NOT EXISTS (SELECT FROM known WHERE known.item = input.item)
 ), made AS (
@@ -71,16 +85,23 @@ WITH input AS (
     INSERT INTO stamp_requests (namespace, request_id, fingerprint, stamp_id, created)
     SELECT namespace, request_id, fingerprint, stamp_id, coalesce(created, false)
     FROM resolved WHERE stamp_id IS NOT NULL ORDER BY namespace, request_id
+    RETURNING true AS written
+), counted AS (
+    UPDATE stamp_log AS stored SET next_offset = stored.next_offset + stamped.number
+    FROM (SELECT count(*) AS number FROM made) AS stamped, (SELECT count(*) FROM claimed) AS written
+    WHERE stored.only_row AND stamped.number > 0
+    RETURNING stored.next_offset - stamped.number AS first_offset, pg_notify('stamp_events', '0')
 ), noted AS (
-    INSERT INTO stamp_events (namespace, stamp_id, kind, occurred_at)
-    SELECT namespace, stamp_id, 'created', now() FROM made
+    INSERT INTO stamp_events (event_offset, namespace, stamp_id, kind, occurred_at)
+    SELECT counted.first_offset + row_number() OVER (ORDER BY made.stamp_id) - 1, made.namespace, made.stamp_id, 'created', now()
+    FROM made CROSS JOIN counted
 ), answered AS (
-    SELECT item, namespace, stamp_id, coalesce(created, false) AS created, true AS same, version FROM resolved
+    SELECT item, namespace, stamp_id, coalesce(created, false) AS created, true AS same, false AS released, version FROM resolved
     UNION ALL
-    SELECT item, namespace, stamp_id, created, same, NULL FROM known
+    SELECT item, namespace, stamp_id, created, same, released, NULL FROM known
 )
-SELECT answered.item, answered.created, answered.same, answered.stamp_id, answered.version AS made_version, now() AS made_at,
-       stamp.*
+SELECT answered.item, answered.created, answered.same, answered.released, answered.stamp_id, answered.version AS made_version,
+       now() AS made_at, stamp.*
 FROM answered
 LEFT JOIN LATERAL (
     SELECT digest, namespace, op_id, version, content_type, size_bytes, file_path, intelligence_data::text AS intelligence_data,
@@ -89,20 +110,17 @@ LEFT JOIN LATERAL (
     WHERE answered.version IS NULL AND stamps.namespace = answered.namespace AND stamps.stamp_id = answered.stamp_id
     LIMIT 1
 ) AS stamp ON true
-WHERE answered.stamp_id IS NOT NULL
+WHERE answered.stamp_id IS NOT NULL OR answered.released
 """
 
-_COLUMNS = """stamp_id, digest, namespace, op_id, version, content_type, size_bytes, file_path,
-       intelligence_data::text AS intelligence_data, created_at, revoked_at"""
-
 _FIND = f"""
-SELECT {_COLUMNS} FROM stamps
+SELECT {COLUMNS} FROM stamps
 WHERE digest = $1 AND namespace = $2 AND revoked_at IS NULL
 ORDER BY version DESC LIMIT 1
 """
 
 _LIST = f"""
-SELECT {_COLUMNS} FROM stamps
+SELECT {COLUMNS} FROM stamps
 WHERE namespace = $1
   AND stamp_id < $2
   AND ($3 = '' OR content_type = $3)
@@ -129,7 +147,7 @@ class StampRepository:
         await self._claims.aclose()
 
     async def add(self, claim: Claim) -> Recorded:
-        """Records one claim; the same claim again gets the same answer. Raises RequestIdReused."""
+        """Records one claim; the same claim again gets the same answer. Raises RequestIdReused, StampRequestRevoked."""
         return await self._claims.submit(claim)
 
     async def add_many(self, claims: Sequence[Claim]) -> list[Recorded | BridgeError]:
@@ -140,7 +158,7 @@ class StampRepository:
     async def find(self, digest: bytes, namespace: str) -> Stamp | None:
         """The unrevoked stamp of a digest, or None."""
         row = await self._database.fetchrow(_FIND, digest, namespace)
-        return _from_row(row) if row else None
+        return to_stamp(row) if row else None
 
     async def get(self, digest: bytes, namespace: str) -> Stamp:
         """The unrevoked stamp of a digest. Raises StampNotFound."""
@@ -162,7 +180,7 @@ class StampRepository:
             query.revoked,
             size,
         )
-        return [_from_row(row) for row in rows]
+        return [to_stamp(row) for row in rows]
 
     async def _record(self, claims: Sequence[Claim]) -> Sequence[Recorded | BridgeError]:
         outcomes: dict[int, Recorded | BridgeError] = {}
@@ -211,13 +229,12 @@ def _arguments(claims: Sequence[Claim]) -> tuple[list[object], ...]:
 
 
 def _outcome(claim: Claim, row: Record, makers: Mapping[uuid.UUID, Claim]) -> Recorded | BridgeError:
-    if not row["same"]:
-        return RequestIdReused(
-            metadata={"request_id": claim.origin.request_id, "namespace": claim.origin.namespace},
-        )
+    if row["released"] or not row["same"]:
+        refusal = RequestIdReused if not row["same"] else StampRequestRevoked
+        return refusal(metadata={"request_id": claim.origin.request_id, "namespace": claim.origin.namespace})
     # A claim of the same batch may have made the stamp: what it gave is recorded, not what this one gave.
     stamp = (
-        _from_row(row)
+        to_stamp(row)
         if row["digest"] is not None
         else _made(makers[row["stamp_id"]], row["made_version"], row["made_at"])
     )
@@ -238,20 +255,4 @@ def _made(claim: Claim, version: int, created_at: datetime) -> Stamp:
         intelligence_data=claim.intelligence_data,
         created_at=created_at,
         revoked_at=None,
-    )
-
-
-def _from_row(row: Record) -> Stamp:
-    return Stamp(
-        stamp_id=row["stamp_id"],
-        digest=row["digest"],
-        namespace=row["namespace"],
-        op_id=row["op_id"],
-        version=row["version"],
-        content_type=row["content_type"],
-        size_bytes=row["size_bytes"],
-        file_path=row["file_path"],
-        intelligence_data=row["intelligence_data"],
-        created_at=row["created_at"],
-        revoked_at=row["revoked_at"],
     )

@@ -55,7 +55,8 @@ class Listener:
                     server_settings={"application_name": f"{self._settings.application_name}-listener"},
                 )
             except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-                _log.info("cannot listen to PostgreSQL: %s", error, extra={"next_s": pause})
+                if pause == _FIRST_PAUSE:  # once an outage
+                    _log.info("cannot listen to PostgreSQL: %s", error)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
                 continue

@@ -23,23 +23,22 @@ _NOTED = """
     SELECT pg_notify('store_leases', '0') FROM number
 )
 """
+# A lease that ended is taken only when its end is noted, so that it is shown before the next taking.
 _ACQUIRE = f"""
 WITH taken AS (
     INSERT INTO leases AS stored (name, owner, epoch, expires_at)
     VALUES ($1, $2, 1, clock_timestamp() + $3)
     ON CONFLICT ON CONSTRAINT leases_pkey DO UPDATE
-    SET (owner, expires_at, epoch, renewed, end_noted) = (
-        SELECT excluded.owner, clock_timestamp() + $3, stored.epoch + is_new::integer, NOT is_new, false
-        FROM (SELECT stored.owner <> excluded.owner OR stored.expires_at <= clock_timestamp() AS is_new) AS judged
-    )
-    WHERE stored.expires_at <= clock_timestamp() OR stored.owner = excluded.owner
+    SET owner = excluded.owner, expires_at = clock_timestamp() + $3, epoch = stored.epoch + stored.end_noted::integer,
+        renewed = NOT stored.end_noted, end_noted = false
+    WHERE CASE WHEN stored.expires_at > clock_timestamp() THEN stored.owner = excluded.owner ELSE stored.end_noted END
     RETURNING name, owner, epoch, expires_at, renewed
 ), noted AS (
     SELECT 'acquired' AS kind, name, owner, epoch FROM taken WHERE NOT renewed
 {_NOTED}
 SELECT name, owner, epoch, expires_at FROM taken WHERE (SELECT count(*) FROM told) >= 0
 """
-_FIND = "SELECT name, owner, epoch, expires_at FROM leases WHERE name = $1"
+_FIND = "SELECT name, owner, epoch, expires_at, expires_at > clock_timestamp() AS is_held FROM leases WHERE name = $1"
 _RENEW = """
 WITH wanted AS (
     SELECT name, epoch, position FROM unnest($1::text[], $2::bigint[]) WITH ORDINALITY AS given (name, epoch, position)
@@ -99,13 +98,14 @@ class LeaseRepository:
 
     async def acquire(self, request: LeaseRequest) -> Lease:
         """The lease as it is now: the asker's own, if nobody else holds it."""
-        # First, so that the end of one holder is shown before the beginning of the next.
-        await self.note_ends(1, request.name)
         while True:
             row = await self._database.fetchrow(_ACQUIRE, request.name, request.owner, request.ttl)
-            row = row or await self._database.fetchrow(_FIND, request.name)
             if row is not None:
                 return _from_row(row)
+            row = await self._database.fetchrow(_FIND, request.name)
+            if row is not None and row["is_held"]:
+                return _from_row(row)
+            await self.note_ends(1, request.name)
 
     async def renew(self, renewal: Renewal) -> list[tuple[bool, Lease | None]]:
         """Whether each lease is held on, and the lease as it is now; None for one that never existed."""

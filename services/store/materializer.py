@@ -38,6 +38,9 @@ class MaterializerSettings(BaseModel):
     batch_size: Annotated[int, SharedVariable("PROJECTION_BATCH_SIZE")] = Field(100, ge=1, le=10_000)
     """Commits that one statement applies of each partition: 1,600 where a replica holds all 16. A commit gains little from a larger
     statement, and readers that wait for any of its commits wait for all of them."""
+    gather_seconds: float = Field(0.01, ge=0)
+    """From one round to the next while none is full: what is committed meanwhile shares a round, its transaction and its
+    notification. The first after a rest begins at once, and so does one that follows a full round."""
     lag_warning_ms: Annotated[int, SharedVariable("PROJECTION_LAG_THRESHOLD_MS")] = Field(250, ge=1)
     """A commit that waited longer for its projection is worth a warning, once a minute; usually it waits some milliseconds."""
     poll_seconds: float = Field(1.0, gt=0)
@@ -98,6 +101,8 @@ class Materializer:
         self._seen: dict[int, int] = {}
         self._woken = asyncio.Event()
         self._warned_at = -math.inf
+        self._next_at = -math.inf
+        """When the next round may begin, by the loop's clock."""
         self._running: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -153,6 +158,7 @@ class Materializer:
         if self._new:
             await self._begin()
         while self._behind:
+            await self._gather()
             asked = set(self._behind)
             self._behind.clear()
             try:
@@ -163,9 +169,17 @@ class Materializer:
             self._observe(rounds)
             # A full round may have left some; one that was told of meanwhile is there already.
             size = self._settings.batch_size
-            self.wake([done.partition for done in rounds if done.watermark - done.before >= size])
+            full = [done.partition for done in rounds if done.watermark - done.before >= size]
+            if full:
+                self._next_at = -math.inf
+            self.wake(full)
             if self._new:
                 await self._begin()
+
+    async def _gather(self) -> None:
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(max(0.0, self._next_at - loop.time()))
+        self._next_at = loop.time() + self._settings.gather_seconds
 
     async def _begin(self) -> None:
         begun = self._part(self._new)

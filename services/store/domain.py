@@ -451,15 +451,18 @@ class PastState(Boundary):
 
 
 class LoggedAction(NamedTuple):
-    """One action of the log. Of a commit's actions the first has its state and schema_version; None where they are not there."""
+    """One action of the log. Of a commit's actions the first has its state and schema_version; None where they are not there.
+
+    What is text here is read when it is shown: thousands of rows wait in memory, and most watchers ask for less.
+    """
 
     partition: int
     offset: int
     action_index: int
     action_id: uuid.UUID
     type: str
-    provenance: Provenance
-    events: Sequence[StoredEvent]
+    provenance_text: str
+    events_text: str | None
     key: str | None
     """None of appended events."""
     version: int
@@ -471,7 +474,7 @@ class LoggedAction(NamedTuple):
     @property
     def size_bytes(self) -> int:
         """About what it takes in memory."""
-        return 500 + len(self.state_json or "") + sum(300 + len(event.payload_json) for event in self.events)
+        return 500 + len(self.state_json or "") + len(self.events_text or "")
 
 
 class OpenKey(NamedTuple):

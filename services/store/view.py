@@ -14,6 +14,7 @@ from services.chassis.feed.log import Position
 from services.store.domain import Collection as CollectionName
 from services.store.domain import EventKind, LeaseEvent, LeasePrefix, LoggedAction
 from services.store.message import fill_event, fill_provenance
+from services.store.stored import to_events, to_provenance
 
 _Partition = Annotated[int, Field(ge=0, le=32767)]
 
@@ -64,13 +65,13 @@ def to_committed_action(row: LoggedAction, *, states: bool, events: bool) -> sto
         type=row.type,
         final=bool(row.final),
     )
-    fill_provenance(message.provenance, row.provenance)
+    fill_provenance(message.provenance, to_provenance(row.provenance_text))
     timestamp.fill(message.commit_time, row.committed_at)
     if states and row.state_json is not None:
         message.state_json = row.state_json
         message.schema_version = row.schema_version or 0
     if events:
-        for event in row.events:
+        for event in to_events(row.action_id, row.events_text):
             fill_event(message.events.add(), event)
     return message
 
@@ -100,7 +101,7 @@ class OutboxView(Boundary):
         shown: list[store_pb2.OutboxEvent] = []
         index = 0
         for row in rows:
-            for event in row.events:
+            for event in to_events(row.action_id, row.events_text):
                 if (
                     (self.kind is None or event.kind == self.kind)
                     and (not self.event_types or event.event_type in self.event_types)
@@ -115,7 +116,7 @@ class OutboxView(Boundary):
                     )
                     fill_event(message.event, event)
                     if row.key is not None:
-                        fill_provenance(message.provenance, row.provenance)
+                        fill_provenance(message.provenance, to_provenance(row.provenance_text))
                     timestamp.fill(message.commit_time, row.committed_at)
                     shown.append(message)
                 index += 1

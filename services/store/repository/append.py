@@ -13,7 +13,8 @@ from services.chassis.postgres import Database
 from services.chassis.postgres_error import ConstraintViolated
 from services.store.domain import Append, Appended, Event, RequestIdReused
 from services.store.repository.partition import PartitionRepository
-from services.store.repository.row import ACTION_KEY, events_text
+from services.store.repository.row import ACTION_KEY
+from services.store.stored import events_text
 
 _TAKE_PARTITIONS = (
     "SELECT partition, next_offset FROM store_partitions WHERE partition = ANY($1) ORDER BY partition FOR UPDATE"

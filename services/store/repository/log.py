@@ -9,7 +9,6 @@ from services.chassis.identity import partition_of
 from services.chassis.postgres import Database
 from services.store.domain import LoggedAction, State, StateNotFound, VersionExpired
 from services.store.repository.partition import PartitionRepository
-from services.store.repository.row import to_events, to_provenance
 
 _BOUNDS = "SELECT partition, first_offset, first_event_offset, next_offset FROM store_partitions"
 _COLUMNS = """partition, commit_offset, action_index, action_id, action_type, provenance, events, key, version, state,
@@ -132,8 +131,8 @@ def _from_row(row: Record) -> LoggedAction:
         row["action_index"],
         row["action_id"],
         row["action_type"],
-        to_provenance(row["provenance"]),
-        to_events(row["action_id"], row["events"]),
+        row["provenance"],
+        row["events"],
         row["key"],
         row["version"],
         row["state"],

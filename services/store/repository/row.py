@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import uuid
 from collections.abc import Sequence
 from datetime import datetime
 
 from asyncpg import Record
-from pydantic_core import to_json
 
 from services.chassis.errors import BridgeError
-from services.chassis.identity import event_id, partition_of
+from services.chassis.identity import partition_of
 from services.store.domain import (
-    UNSAID,
     ActionIdReused,
     BlobMissing,
     Commit,
     Committed,
     Conflict,
     Duplicate,
-    Event,
     Fenced,
     KnownAction,
     Outcome,
-    Provenance,
     State,
-    StoredEvent,
 )
+from services.store.stored import events_text, projection_text, provenance_text, to_events
 
 ACTION_KEY = "workflow_commits_action_key"
 """The constraint that an action's second row in the log breaks."""
-
-
-def _json(value: object) -> str:
-    # pydantic's own: the standard library's takes four times as long.
-    return to_json(value).decode()
 
 
 def to_columns(commits: Sequence[Commit], partition_count: int) -> tuple[list[object], ...]:
@@ -55,14 +44,14 @@ def to_columns(commits: Sequence[Commit], partition_count: int) -> tuple[list[ob
         [commit.state_json for commit in commits],
         [str(commit.schema_version) for commit in commits],
         ["true" if commit.final else "false" for commit in commits],
-        [_projection_text(commit) for commit in commits],
+        [projection_text(commit) for commit in commits],
         [commit.actions[-1].type for commit in commits],
         [item for item, _, _, _ in actions],
         [str(index) for _, index, _, _ in actions],
         [action.action_id.bytes for _, _, action, _ in actions],
         [action.fingerprint for _, _, action, _ in actions],
         [action.type for _, _, action, _ in actions],
-        [_provenance_text(action.provenance) for _, _, action, _ in actions],
+        [provenance_text(action.provenance) for _, _, action, _ in actions],
         [events_text(action.events, commit.key) for _, _, action, commit in actions],
         [item for item, _ in guards],
         [guard.lease for _, guard in guards],
@@ -74,47 +63,6 @@ def to_columns(commits: Sequence[Commit], partition_count: int) -> tuple[list[ob
         [item for item, _ in references],
         [bytes.fromhex(digest) for _, digest in references],
     )
-
-
-def _projection_text(commit: Commit) -> str | None:
-    projection = commit.projection
-    if projection is None:
-        return None
-    return _json([projection.tag, projection.namespace, projection.indices, projection.extras_json])
-
-
-def _provenance_text(provenance: Provenance) -> str:
-    occurred = provenance.occur_time
-    return _json([provenance.effect_id, provenance.actor, occurred and occurred.isoformat(), provenance.correlation_id])
-
-
-def events_text(events: Sequence[Event], key: str) -> str | None:
-    if not events:
-        return None
-    return _json(
-        [
-            [event.kind, event.event_type, event.topic, event.partition_key or key, event.payload_json, event.headers]
-            for event in events
-        ]
-    )
-
-
-def to_provenance(text: str) -> Provenance:
-    """What `to_columns` wrote of a provenance; the row's text is trusted, so nothing is checked again."""
-    if text == "{}":  # of appended events
-        return UNSAID
-    effect_id, actor, occurred, correlation_id = json.loads(text)
-    return Provenance.model_construct(
-        effect_id=effect_id,
-        actor=actor,
-        occur_time=occurred and datetime.fromisoformat(occurred),
-        correlation_id=correlation_id,
-    )
-
-
-def to_events(action_id: uuid.UUID, text: str | None) -> list[StoredEvent]:
-    """The events of an action's row."""
-    return [StoredEvent(event_id(action_id, index), *fields) for index, fields in enumerate(json.loads(text or "[]"))]
 
 
 def to_outcomes(commits: Sequence[Commit], rows: Sequence[Record]) -> list[Outcome | BridgeError | None]:

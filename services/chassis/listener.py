@@ -7,18 +7,20 @@ import contextlib
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import asyncpg
 
 from services.chassis.postgres import PostgresSettings
+
+Follower: TypeAlias = Callable[[Collection[int] | None], None]
 
 _log = logging.getLogger(__name__)
 _LOOK_SECONDS = 30.0
 """A connection that was cut without a word is noticed within this; whoever waits for a wake-up polls meanwhile."""
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 5.0
-"""Seconds between attempts to connect, doubled each time: a restarted PostgreSQL is back in about a second."""
+"""Seconds before the next attempt, doubled each time: a restarted PostgreSQL is back in about a second."""
 
 
 class Listener:
@@ -27,11 +29,10 @@ class Listener:
     None stands for all of them: the connection has been made anew, and notifications may have been lost.
     """
 
-    def __init__(
-        self, settings: PostgresSettings, channels: Mapping[str, Sequence[Callable[[Collection[int] | None], None]]]
-    ) -> None:
+    def __init__(self, settings: PostgresSettings, channels: Mapping[str, Sequence[Follower]]) -> None:
         self._settings = settings
         self._channels = channels
+        self._pause = _FIRST_PAUSE
         self._running: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -45,53 +46,44 @@ class Listener:
             await asyncio.wait([self._running])
 
     async def _run(self) -> None:
-        pause = _FIRST_PAUSE
         while True:
             try:
-                connection = await asyncpg.connect(
-                    self._settings.url,
-                    timeout=self._settings.connect_timeout,
-                    command_timeout=self._settings.connect_timeout,
-                    server_settings={"application_name": f"{self._settings.application_name}-listener"},
-                )
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-                if pause == _FIRST_PAUSE:  # once an outage
-                    _log.info("cannot listen to PostgreSQL: %s", error)
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
-                continue
-            pause = _FIRST_PAUSE
-            try:
-                with contextlib.suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                    await self._listen(connection)
-                _log.info("the connection that listens to PostgreSQL is lost")
-            finally:
-                connection.terminate()
+                await self._listen()
+            except Exception as error:
+                # Once an outage; whatever it is, somebody waits for the next notification.
+                if self._pause == _FIRST_PAUSE:
+                    _log.warning("not listening to PostgreSQL: %s", error or type(error).__name__)
+            await asyncio.sleep(self._pause)
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
 
-    async def _listen(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    async def _listen(self) -> None:
         """Returns, or raises, when the connection is lost."""
-        lost = asyncio.Event()
-        connection.add_termination_listener(lambda _connection: lost.set())
-        for channel, followers in self._channels.items():
-            await connection.add_listener(channel, partial(_pass_on, followers))
-        for followers in self._channels.values():
-            for tell in followers:
-                tell(None)
-        while not lost.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_SECONDS):
-                    await lost.wait()
-                return
-            await connection.fetchval("SELECT 1")
+        connection = await asyncpg.connect(
+            self._settings.url,
+            timeout=self._settings.connect_timeout,
+            command_timeout=self._settings.connect_timeout,
+            server_settings={"application_name": f"{self._settings.application_name}-listener"},
+        )
+        try:
+            lost = asyncio.Event()
+            connection.add_termination_listener(lambda _connection: lost.set())
+            for channel, followers in self._channels.items():
+                await connection.add_listener(channel, partial(_pass_on, followers))
+            self._pause = _FIRST_PAUSE
+            for followers in self._channels.values():
+                for tell in followers:
+                    tell(None)
+            while not lost.is_set():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_SECONDS):
+                        await lost.wait()
+                    return
+                await connection.fetchval("SELECT 1")
+        finally:
+            connection.terminate()
 
 
-def _pass_on(
-    followers: Sequence[Callable[[Collection[int] | None], None]],
-    _connection: Any,
-    _pid: int,
-    _channel: str,
-    payload: object,
-) -> None:
+def _pass_on(followers: Sequence[Follower], _connection: Any, _pid: int, _channel: str, payload: object) -> None:
     partitions = [int(number) for number in str(payload).split(",") if number]
     for tell in followers:
         tell(partitions)

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from omninode.bridge.errors.v1 import errors_pb2
 from services.chassis.errors import invalid_field
-from services.chassis.token import TokenMismatch, seal, unseal
+from services.chassis.token import Sealer, TokenMismatch
 
 Position: TypeAlias = Sequence[int | str | None]
 """Where a page ends: the values of the last item's sort key."""
@@ -25,13 +25,13 @@ def page_size(requested: int, default: int = 100, maximum: int = 1000) -> int:
 
 def encode(position: Position, query: Mapping[str, object]) -> str:
     """The token of the page behind `position` in the list that `query`, a JSON-able mapping, asks for."""
-    return seal(position, query)
+    return Sealer(query).seal(position)
 
 
 def decode(token: str, query: Mapping[str, object]) -> Position:
     """The position of a token. Raises InvalidArgument (PAGE_TOKEN_MISMATCH) unless `encode` made it for this query."""
     try:
-        return unseal(token, query)
+        return Sealer(query).unseal(token)
     except TokenMismatch:
         raise invalid_field(
             "page_token",

@@ -59,6 +59,12 @@ class Journal:
             await asyncio.wait([self._writing])
 
     async def _write(self) -> None:
+        try:
+            await self._write_all()
+        finally:
+            self._writing = None
+
+    async def _write_all(self) -> None:
         failing = False
         while self._waiting:
             batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._settings.batch_events))]
@@ -74,4 +80,3 @@ class Journal:
                     # A stop waits out one outage, not one for each batch.
                     self._dropped.inc(len(self._waiting))
                     self._waiting.clear()
-        self._writing = None

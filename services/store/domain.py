@@ -31,6 +31,7 @@ from services.chassis.errors import (
     FieldViolation,
     InvalidArgument,
     NotFound,
+    ResourceExhausted,
     invalid_field,
 )
 from services.chassis.timestamp import to_time
@@ -61,6 +62,12 @@ class VersionExpired(NotFound):
     """The log does not hold this version of the key any more."""
 
     reason = errors_pb2.ERROR_REASON_VERSION_EXPIRED
+
+
+class TooManyConsumers(ResourceExhausted):
+    """As many consumers of the outbox are registered as may be; forget one that will not come back."""
+
+    reason = errors_pb2.ERROR_REASON_TOO_MANY_CONSUMERS
 
 
 class ConsumerNotFound(NotFound):
@@ -108,6 +115,8 @@ class Limits(BaseModel):
     """Items of a batch: what one SQL statement takes best."""
     answer_state_bytes: int = Field(8 * _MIB, ge=_MIB, le=12 * _MIB)
     """States in one answer, so that it stays below the 16 MiB of a message with all that stands beside them; one always fits."""
+    consumers: int = Field(100, gt=0)
+    """Registered consumers of the outbox: each keeps what it has not read, and a forgotten one keeps it for ever."""
     blob_bytes: int = Field(64 * _MIB, gt=0)
     """The largest blob; a workflow's content is at most 10 MiB."""
     blob_chunk_bytes: int = Field(_MIB, gt=0, le=_MIB)
@@ -193,6 +202,8 @@ def _time(value: Any) -> datetime | None:
 
 
 Collection = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,63}$")]
+PartitionNumber = Annotated[int, Field(ge=0, le=32767)]
+"""As large as its column; a database has 1,024 at most."""
 Owner = Annotated[str, StringConstraints(max_length=255, pattern=PRINTABLE)]
 LeasePrefix = Annotated[str, StringConstraints(max_length=255, pattern=r"^[A-Za-z0-9_./-]*$")]
 Epoch = Annotated[int, Field(ge=0)]
@@ -408,7 +419,7 @@ class Acknowledgement(Boundary):
     """What a consumer of the outbox has dealt with: everything in the partition up to and with the offset."""
 
     consumer: Name
-    partition: Annotated[int, Field(ge=0)]
+    partition: PartitionNumber
     offset: Annotated[int, Field(ge=0)]
     guard: Guard | None
 
@@ -490,7 +501,7 @@ class OpenKeysQuery(Boundary):
     """Which open keys to list; no partitions means all."""
 
     collection: Collection
-    partitions: Annotated[tuple[Annotated[int, Field(ge=0, le=32767)], ...], Field(max_length=1024)]
+    partitions: Annotated[tuple[PartitionNumber, ...], Field(max_length=1024)]
 
 
 class Lease(NamedTuple):

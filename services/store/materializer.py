@@ -134,7 +134,7 @@ class Materializer:
             self._woken.set()
 
     async def _run(self) -> None:
-        failed = False
+        failed, polled_at = False, -math.inf
         while True:
             self._woken.clear()
             try:
@@ -150,7 +150,9 @@ class Materializer:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._settings.poll_seconds):
                         await self._woken.wait()
-            if not self._woken.is_set():
+            now = asyncio.get_running_loop().time()
+            if now - polled_at >= self._settings.poll_seconds:
+                polled_at = now
                 self._behind.update(self._epochs)
 
     async def _catch_up(self) -> None:

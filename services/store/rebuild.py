@@ -23,6 +23,9 @@ from services.store.repository.rebuild import RebuildRepository
 _INTERVAL = 0.1
 """Seconds between two messages of one phase: as often as an eye looks."""
 
+_ENDING_SECONDS = 5.0
+"""How long a stop waits for a broken-off rebuild to be dropped."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -45,9 +48,12 @@ class Rebuilder:
         self._endings: set[asyncio.Task[None]] = set()
 
     async def aclose(self) -> None:
-        """Returns when what broken-off rebuilds left is dropped."""
+        """Returns when what broken-off rebuilds left is dropped, or after some seconds: a sweep finds the rest."""
         if self._endings:
-            await asyncio.wait(self._endings)
+            _, unfinished = await asyncio.wait(self._endings, timeout=_ENDING_SECONDS)
+            for ending in unfinished:
+                ending.cancel()
+            await asyncio.gather(*unfinished, return_exceptions=True)
 
     async def rebuild(self) -> AsyncGenerator[Progress]:
         """Rebuilds, and says how far it is: at each phase's begin, and in between ten times a second at most.

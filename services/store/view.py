@@ -12,11 +12,9 @@ from services.chassis import timestamp
 from services.chassis.boundary import Boundary, Key, Name
 from services.chassis.feed.log import Position
 from services.store.domain import Collection as CollectionName
-from services.store.domain import EventKind, LeaseEvent, LeasePrefix, LoggedAction
+from services.store.domain import EventKind, LeaseEvent, LeasePrefix, LoggedAction, PartitionNumber
 from services.store.message import fill_event, fill_provenance
 from services.store.stored import to_events, to_provenance
-
-_Partition = Annotated[int, Field(ge=0, le=32767)]
 
 
 class CommitView(Boundary):
@@ -25,7 +23,7 @@ class CommitView(Boundary):
     collection: CollectionName | None
     keys: Annotated[tuple[Key, ...], Field(max_length=100)]
     types: Annotated[tuple[Name, ...], Field(max_length=100)]
-    wanted: Annotated[tuple[_Partition, ...], Field(max_length=1024, alias="partitions")]
+    wanted: Annotated[tuple[PartitionNumber, ...], Field(max_length=1024, alias="partitions")]
     include_states: bool
     include_events: bool
 
@@ -80,7 +78,7 @@ class OutboxView(Boundary):
     """The events of one partition, for a consumer."""
 
     consumer: Name
-    partition: _Partition
+    partition: PartitionNumber
     kind: EventKind | None
     event_types: Annotated[tuple[Name, ...], Field(max_length=100)]
     topics: Annotated[tuple[Name, ...], Field(max_length=100)]

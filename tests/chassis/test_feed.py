@@ -18,7 +18,7 @@ from omninode.bridge.feed.v1 import feed_pb2
 from omninode.bridge.store.v1 import store_pb2 as pb
 from services.chassis.errors import InvalidArgument, Unavailable
 from services.chassis.feed import Bounds, Feed, FeedMetrics, FeedSettings, Page, Position, TooManyWatchers
-from services.chassis.token import seal
+from services.chassis.token import Sealer
 
 PARTITIONS = 3
 
@@ -363,7 +363,7 @@ async def test_a_cursor_from_which_the_feed_cannot_go_on_is_reset(offset: int, r
 
 def feed_cursor(offset: int) -> str:
     """A cursor of a plain view at this offset of every partition."""
-    return seal([offset] * PARTITIONS, View().filters)
+    return Sealer(View().filters).seal([offset] * PARTITIONS)
 
 
 async def test_what_retention_takes_from_a_slow_read_ends_it_with_a_reset() -> None:
@@ -379,8 +379,17 @@ async def test_what_retention_takes_from_a_slow_read_ends_it_with_a_reset() -> N
 
 @pytest.mark.parametrize(
     "cursor",
-    ["x", "AAAA", "", "other filters"],
-    ids=["no token", "damaged", "a damaged one of the feed", "of other filters"],
+    [
+        "x",
+        "AAAA",
+        "",
+        "other filters",
+        *(
+            Sealer({"feed": "test", "only": (), "hidden": -1}).seal(forged)
+            for forged in ([], [1, 2], [1, 2, "3"], [-1, 0, 0])
+        ),
+    ],
+    ids=["no token", "damaged", "a damaged one", "of other filters", "empty", "too short", "of text", "negative"],
 )
 async def test_a_cursor_that_the_feed_did_not_give_out_is_refused(cursor: str) -> None:
     log = MemoryLog()

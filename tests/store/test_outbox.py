@@ -9,8 +9,9 @@ import pytest
 from omninode.bridge.errors.v1 import errors_pb2
 from omninode.bridge.store.v1 import store_pb2 as pb
 from omninode.bridge.store.v1.store_pb2_grpc import StoreServiceStub
-from services.chassis.errors import InvalidArgument, NotFound
+from services.chassis.errors import InvalidArgument, NotFound, ResourceExhausted
 from services.chassis.feed import FeedSettings
+from services.store.domain import Limits
 from tests.store.node import store_stub
 from tests.store.sample import action, commit, end_lease, event, keys_in, milliseconds, rows, sql
 from tests.store.watching import watching
@@ -221,6 +222,23 @@ async def test_a_consumer_is_registered_for_all_partitions_at_its_first_call(
     assert late == placed.offset + 1
 
 
+@pytest.mark.parametrize("fields", [{"partition": 16}, {"cursor": "x"}], ids=str)
+async def test_a_refused_watch_registers_nobody(stub: StoreServiceStub, fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgument):
+        await anext(aiter(stub.WatchOutbox(pb.WatchOutboxRequest(**{"consumer": "ghost", "partition": 1, **fields}))))
+    assert not (await stub.ListConsumers(pb.ListConsumersRequest())).consumers
+
+
+async def test_one_consumer_more_than_the_limit_is_refused_and_those_registered_are_not(database_url: str) -> None:
+    async with store_stub(database_url, limits=Limits(consumers=1)) as stub:
+        for _ in range(2):
+            async with watching(stub.WatchOutbox(request())) as watch:
+                await watch.until("caught_up")
+        with pytest.raises(ResourceExhausted) as caught:
+            await anext(aiter(stub.WatchOutbox(request("other"))))
+        assert caught.value.reason == errors_pb2.ERROR_REASON_TOO_MANY_CONSUMERS
+
+
 async def test_the_outbox_has_a_beginning_of_its_own(stub: StoreServiceStub, database_url: str) -> None:
     placed = [await put(stub, str(number)) for number in range(3)]
     async with sql(database_url) as session:
@@ -262,6 +280,7 @@ ACK_FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"consumer": "a b"}, "consumer"),
     ({"partition": -1}, "partition"),
     ({"partition": 16}, "partition"),
+    ({"partition": 40_000}, "partition"),
     ({"offset": -1}, "offset"),
     ({"offset": 1_000_000}, "offset"),
     ({"guard": pb.Guard(lease="x", epoch=1)}, "guard.condition"),

@@ -9,6 +9,8 @@ from typing import Any
 
 from services.chassis.feed import FeedSettings
 
+_BOUND = 20.0
+"""Seconds; what has not come by then does not come."""
 QUIET = FeedSettings(poll_seconds=60, checkpoint_seconds=60)
 """Only notifications wake it, and nothing is heard but what happens."""
 
@@ -24,7 +26,7 @@ class Watch:
 
     async def hear(self) -> Any:
         """The next response."""
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(_BOUND):
             response = await anext(self._call)
         kind = response.WhichOneof("notice")
         if kind:
@@ -38,14 +40,16 @@ class Watch:
 
     async def until(self, notice: str) -> list[Any]:
         """Hears on to the next notice of this kind; all items so far."""
-        while (await self.hear()).WhichOneof("notice") != notice:
-            pass
+        async with asyncio.timeout(_BOUND):
+            while (await self.hear()).WhichOneof("notice") != notice:
+                pass
         return self.items
 
     async def until_items(self, count: int) -> list[Any]:
         """Hears on until there are as many items; all items so far."""
-        while len(self.items) < count:
-            await self.hear()
+        async with asyncio.timeout(_BOUND):  # of all together: checkpoints come for ever
+            while len(self.items) < count:
+                await self.hear()
         return self.items
 
 

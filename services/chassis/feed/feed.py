@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Generic
@@ -18,7 +18,7 @@ from services.chassis.errors import ResourceExhausted, invalid_field
 from services.chassis.feed.log import Bounds, Log, Mark, Position, R, View
 from services.chassis.feed.settings import FeedSettings
 from services.chassis.feed.tail import Chunk, Tail
-from services.chassis.feed.watcher import Watcher, position_of
+from services.chassis.feed.watcher import Watcher
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Feed(Generic[R]):
         self._tail: Tail[R] | None = None
         """None while nobody watches: then nothing is read."""
         self._opening = asyncio.Lock()
-        self._keys: Counter[str] = Counter()
+        self._keys: Counter[bytes] = Counter()
         """How many watch with each set of filters."""
         self._stale: set[int] | None = None
         """Partitions that may have grown; None means any."""
@@ -93,19 +93,29 @@ class Feed(Generic[R]):
         self._growth.set()
 
     async def watch(
-        self, view: View[R], cursor: str = "", *, from_beginning: bool = False, begin: Position | None = None
+        self,
+        view: View[R],
+        cursor: str = "",
+        *,
+        from_beginning: bool = False,
+        enter: Callable[[], Awaitable[Position]] | None = None,
     ) -> AsyncGenerator[Any, None]:
         """The responses of one Watch, encoded already, without end but for a Reset.
 
-        `begin` is where to begin where neither cursor nor from_beginning says it; None means now. Raises InvalidArgument
+        `enter` is called once nothing is wrong with the request, and says where to begin where neither cursor nor from_beginning
+        does; without it that is now. Raises InvalidArgument
         (INVALID_FIELD, CURSOR_MISMATCH), TooManyWatchers, and what the log's reading raises.
         """
         if cursor and from_beginning:
             raise invalid_field("from_beginning", "must not be set beside a cursor")
-        given = position_of(cursor, view) if cursor else begin
         watcher = Watcher(view, self._settings, self._mark)
         with self._watching(watcher):
             bounds = _seen(view, await self._source.bounds())
+            given: Position | None = watcher.position_of(cursor, bounds) if cursor else None
+            if enter is not None:
+                begin = await enter()
+                bounds = _seen(view, await self._source.bounds())
+                given = given or begin
             if from_beginning:
                 given = {partition: bound.first for partition, bound in bounds.items()}
             if given is not None and (reset := watcher.reset(given, bounds)):
@@ -131,10 +141,14 @@ class Feed(Generic[R]):
         """What the database holds between the watcher's place and `end`; a Reset where it does not any more."""
         place = dict(watcher.position)
         while behind := {partition: offset for partition, offset in place.items() if offset < end[partition]}:
-            async with self._reads:
-                page = await self._source.read(behind, end, self._settings.read_rows, self._settings.read_bytes)
+            while not await watcher.takes(self._reads):
+                yield watcher.notice("checkpoint")
+            try:
+                page = await self._source.read(behind, end, self._settings.read_rows, self._settings.message_bytes)
                 # Asked after the read: where retention had not come to its beginning by now, it has not taken from it.
                 bounds = _seen(watcher.view, await self._source.bounds())
+            finally:
+                self._reads.release()
             if reset := watcher.reset(behind, bounds):
                 watcher.ended = True
                 yield reset

@@ -19,11 +19,12 @@ class FeedSettings(BaseModel):
     database."""
     read_rows: int = Field(2_000, gt=500)
     """Rows of a partition in one read; more than the 500 that one offset may have."""
-    read_bytes: int = Field(4 * 1024 * 1024, gt=0)
-    """Of all partitions in one read; one offset of each is always read whole."""
-    message_bytes: int = Field(2 * 1024 * 1024, gt=0, le=4 * 1024 * 1024)
-    """Items of one response; one always fits. Below the 16 MiB of a message with the largest item beside it."""
+    read_bytes: int = Field(1024 * 1024, gt=0)
+    """Of all partitions in one read; one offset of each is always read whole. A slow watcher holds on to so much."""
+    message_bytes: int = Field(256 * 1024, gt=0, le=4 * 1024 * 1024)
+    """Items of one response, and what a watcher of the past reads at once; one item always fits. Enough that a message's own cost
+    does not show; a slow watcher holds on to some of them."""
     concurrent_reads: int = Field(2, gt=0)
     """Watchers that read the database at once: the pool has other uses."""
-    max_watchers: int = Field(10_000, gt=0)
-    """Of one feed; each holds a stream open and a message in flight."""
+    max_watchers: int = Field(2_000, gt=0)
+    """Of one feed; each holds a stream open, and one that is slow about a MiB of what it has not taken yet."""

@@ -10,6 +10,9 @@ from typing import Generic
 
 from services.chassis.feed.log import Position, R
 
+_ENTRY_BYTES = 300
+"""A dictionary's entry, with its key and an empty list."""
+
 
 class Chunk(Generic[R]):
     """What one read added to the log's end."""
@@ -21,7 +24,7 @@ class Chunk(Generic[R]):
         self.begin = begin
         self.end = end
         self.size_bytes = sum(row.size_bytes for row in rows)
-        self.encoded: dict[str, list[bytes]] = {}
+        self.encoded: dict[bytes, list[bytes]] = {}
         """Its responses by filters, where several watchers have them."""
 
 
@@ -53,9 +56,9 @@ class Tail(Generic[R]):
         """The chunk of this number; None where it is gone."""
         return self._chunks.get(number)
 
-    def keep(self, chunk: Chunk[R], key: str, responses: list[bytes]) -> None:
+    def keep(self, chunk: Chunk[R], key: bytes, responses: list[bytes]) -> None:
         """Keeps the responses of a chunk for watchers of the same filters."""
-        size = sum(map(len, responses))
+        size = _ENTRY_BYTES + sum(map(len, responses))
         chunk.encoded[key] = responses
         chunk.size_bytes += size
         self._grow(size)

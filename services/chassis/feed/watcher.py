@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from itertools import groupby
 from typing import Any, Generic
+
+from blake3 import blake3
 
 from omninode.bridge.errors.v1 import errors_pb2
 from omninode.bridge.feed.v1 import feed_pb2
@@ -15,7 +17,7 @@ from services.chassis import timestamp
 from services.chassis.errors import invalid_field
 from services.chassis.feed.log import Bounds, Mark, Position, R, Row, View
 from services.chassis.feed.settings import FeedSettings
-from services.chassis.token import TokenMismatch, seal, unseal
+from services.chassis.token import Sealer, TokenMismatch
 
 
 class Watcher(Generic[R]):
@@ -23,8 +25,10 @@ class Watcher(Generic[R]):
 
     def __init__(self, view: View[R], settings: FeedSettings, mark: Mark) -> None:
         self.view = view
+        self.key = blake3(json.dumps(view.filters, sort_keys=True).encode()).digest()
+        """What watchers with equal filters have in common."""
+        self._sealer = Sealer(view.filters)
         self._mark = mark
-        self.key = json.dumps(view.filters, sort_keys=True)
         self.position: Position = {}
         self.ended = False
         self._settings = settings
@@ -43,6 +47,15 @@ class Watcher(Generic[R]):
         try:
             async with asyncio.timeout(self.silence()):
                 await news.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def takes(self, turn: asyncio.Semaphore) -> bool:
+        """Waits for its turn until the watcher must hear something; whether it came."""
+        try:
+            async with asyncio.timeout(self.silence()):
+                await turn.acquire()
         except TimeoutError:
             return False
         return True
@@ -69,7 +82,7 @@ class Watcher(Generic[R]):
         return encoded
 
     def _ended(self, response: Any, place: Position) -> bytes:
-        response.cursor = _cursor_of(place, self.view)
+        response.cursor = self._cursor_of(place)
         self._mark(response, place)
         encoded: bytes = response.SerializeToString()
         return encoded
@@ -80,7 +93,7 @@ class Watcher(Generic[R]):
         response = self.view.response()
         notice = getattr(response, kind)
         place = _only(self.view, self.position)
-        notice.position = _cursor_of(place, self.view)
+        notice.position = self._cursor_of(place)
         self._mark(response, place)
         if time is not None:
             timestamp.fill(notice.time, time)
@@ -98,32 +111,32 @@ class Watcher(Generic[R]):
         response = self.view.response()
         response.reset.reason = reason
         oldest = {partition: bound.first for partition, bound in bounds.items()}
-        response.reset.oldest_cursor = _cursor_of(oldest, self.view)
+        response.reset.oldest_cursor = self._cursor_of(oldest)
         encoded: bytes = response.SerializeToString()
         return encoded
+
+    def position_of(self, cursor: str, partitions: Collection[int]) -> dict[int, int]:
+        """The place that a cursor names in these partitions, all that the view sees. Raises InvalidArgument (CURSOR_MISMATCH)."""
+        try:
+            offsets = self._sealer.unseal(cursor)
+        except TokenMismatch:
+            offsets = []
+        if len(offsets) != len(partitions) or not all(type(offset) is int and offset >= 0 for offset in offsets):
+            raise invalid_field(
+                "cursor",
+                "must be a cursor that this feed gave out with the same filters",
+                reason=errors_pb2.ERROR_REASON_CURSOR_MISMATCH,
+            )
+        return dict(zip(sorted(partitions), offsets, strict=True))
+
+    def _cursor_of(self, position: Position) -> str:
+        return self._sealer.seal([position[partition] for partition in sorted(position)])
 
 
 def _only(view: View[Any], position: Position) -> Position:
     if view.partitions is None:
         return position
     return {partition: position[partition] for partition in view.partitions if partition in position}
-
-
-def _cursor_of(position: Position, view: View[Any]) -> str:
-    return seal([position[partition] for partition in sorted(position)], view.filters)
-
-
-def position_of(cursor: str, view: View[Any]) -> dict[int, int]:
-    try:
-        offsets = unseal(cursor, view.filters)
-    except TokenMismatch:
-        raise invalid_field(
-            "cursor",
-            "must be a cursor that this feed gave out with the same filters",
-            reason=errors_pb2.ERROR_REASON_CURSOR_MISMATCH,
-        ) from None
-    partitions = range(len(offsets)) if view.partitions is None else sorted(view.partitions)
-    return dict(zip(partitions, offsets, strict=True))
 
 
 def _place_of(row: Row) -> tuple[int, int]:

@@ -48,7 +48,7 @@ WITH wanted AS (
     UPDATE leases AS stored SET expires_at = clock_timestamp() + $4
     FROM wanted JOIN taken USING (name)
     WHERE stored.name = wanted.name AND stored.epoch = wanted.epoch AND stored.owner = $3
-      AND stored.expires_at > clock_timestamp()
+      AND stored.expires_at > clock_timestamp() AND NOT stored.end_noted
     RETURNING stored.name, stored.owner, stored.epoch, stored.expires_at
 )
 SELECT wanted.position, renewed.name IS NOT NULL AS held, coalesce(renewed.name, stored.name) AS name,
@@ -67,15 +67,23 @@ WITH noted AS (
 {_NOTED}
 SELECT name FROM noted WHERE (SELECT count(*) FROM told) > 0
 """
-_NOTE_ENDS = f"""
-WITH ended AS (
-    SELECT name FROM leases WHERE NOT end_noted AND expires_at <= clock_timestamp() AND ($1 = '' OR name = $1)
-    ORDER BY name LIMIT $2 FOR UPDATE SKIP LOCKED
+_NOTED_ENDS = f"""
 ), noted AS (
     UPDATE leases AS stored SET end_noted = true FROM ended WHERE stored.name = ended.name
     RETURNING 'expired' AS kind, stored.name, stored.owner, stored.epoch
 {_NOTED}
 SELECT count(*) FROM noted WHERE (SELECT count(*) FROM told) >= 0
+"""
+_NOTE_ENDS = f"""
+WITH ended AS (
+    SELECT name FROM leases WHERE NOT end_noted AND expires_at <= clock_timestamp()
+    ORDER BY name LIMIT $1 FOR UPDATE SKIP LOCKED
+{_NOTED_ENDS}
+"""
+_NOTE_END = f"""
+WITH ended AS (
+    SELECT name FROM leases WHERE NOT end_noted AND expires_at <= clock_timestamp() AND name = $1 FOR UPDATE SKIP LOCKED
+{_NOTED_ENDS}
 """
 _LIST = """
 SELECT name, owner, epoch, expires_at FROM leases
@@ -105,7 +113,7 @@ class LeaseRepository:
             row = await self._database.fetchrow(_FIND, request.name)
             if row is not None and row["is_held"]:
                 return _from_row(row)
-            await self.note_ends(1, request.name)
+            await self._database.fetchval(_NOTE_END, request.name)
 
     async def renew(self, renewal: Renewal) -> list[tuple[bool, Lease | None]]:
         """Whether each lease is held on, and the lease as it is now; None for one that never existed."""
@@ -122,9 +130,9 @@ class LeaseRepository:
         """Ends the lease; whether the owner held it with this epoch."""
         return await self._database.fetchrow(_RELEASE, release.name, release.owner, release.epoch) is not None
 
-    async def note_ends(self, limit: int, name: str = "") -> int:
-        """Notes up to `limit` leases, of one name or of all, that ended by themselves, as events; how many they were."""
-        count: int = await self._database.fetchval(_NOTE_ENDS, name, limit)
+    async def note_ends(self, limit: int) -> int:
+        """Notes up to `limit` leases that ended by themselves, as events; how many they were."""
+        count: int = await self._database.fetchval(_NOTE_ENDS, limit)
         return count
 
     async def list(self, query: LeaseQuery, after: str, size: int) -> list[Lease]:

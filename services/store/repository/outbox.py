@@ -13,9 +13,13 @@ from services.store.domain import (
     ConsumerNotFound,
     ConsumerPartition,
     Fenced,
+    TooManyConsumers,
 )
 
-_IS_REGISTERED = "SELECT EXISTS (SELECT FROM outbox_consumers WHERE consumer = $1)"
+_REGISTERED = """
+SELECT EXISTS (SELECT FROM outbox_consumers WHERE consumer = $1) AS is_registered,
+       (SELECT count(DISTINCT consumer) FROM outbox_consumers) AS number
+"""
 # The partitions are held, so that no sweep moves their beginning past a consumer that it does not see yet.
 _REGISTER = """
 WITH held AS (
@@ -67,14 +71,24 @@ class OutboxRepository:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def register(self, consumer: str, *, from_beginning: bool) -> None:
-        """Registers a consumer for all partitions, from the oldest events or from now on; one that is registered stays as it is."""
-        if not await self._database.fetchval(_IS_REGISTERED, consumer):
-            await self._database.execute(_REGISTER, consumer, from_beginning)
+    async def register(self, consumer: str, *, from_beginning: bool, limit: int) -> None:
+        """Registers a consumer for all partitions, from the oldest events or from now on; one that is registered stays as it is.
 
-    async def find(self, consumer: str, partition: int) -> int | None:
-        """The first offset that the consumer has not acknowledged; None where the log has no such partition."""
+        Raises TooManyConsumers where `limit` others are registered; of many at once a few more may come in.
+        """
+        row = await self._database.fetchrow(_REGISTERED, consumer)
+        assert row is not None
+        if row["is_registered"]:
+            return
+        if row["number"] >= limit:
+            raise TooManyConsumers(metadata={"limit": str(limit)})
+        await self._database.execute(_REGISTER, consumer, from_beginning)
+
+    async def get(self, consumer: str, partition: int) -> int:
+        """The first offset of the partition that the consumer has not acknowledged. Raises ConsumerNotFound."""
         offset: int | None = await self._database.fetchval(_FIND, consumer, partition)
+        if offset is None:
+            raise ConsumerNotFound(metadata={"consumer": consumer})
         return offset
 
     async def acknowledge(self, acknowledgement: Acknowledgement) -> int | Fenced:

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 from services.chassis.postgres import Connection, Database
+from services.chassis.postgres_error import TransactionConflict
 from services.store.domain import Lease
 from services.store.projection import REBUILD_LEASE, RebuildRunning
 from services.store.repository.projection import INPUT, PROJECTED_CHANNEL, PROJECTION_LOCK, SHOW
@@ -65,6 +66,10 @@ SELECT partition, (SELECT coalesce(max(generation), 0) FROM projection_watermark
 ON CONFLICT ON CONSTRAINT projection_watermarks_pkey DO NOTHING
 """
 _HOLD_WATERMARKS = "SELECT partition FROM projection_watermarks ORDER BY partition FOR UPDATE"
+_IS_CUT = """
+SELECT bool_or(first_offset > given.behind)
+FROM unnest($1::smallint[], $2::bigint[]) AS given (partition, behind) JOIN store_partitions USING (partition)
+"""
 _SWAP = """
 UPDATE projection_watermarks AS stored SET generation = $1, watermark = greatest(stored.watermark, given.behind)
 FROM unnest($2::smallint[], $3::bigint[]) AS given (partition, behind)
@@ -140,6 +145,8 @@ class RebuildRepository:
         async with self._step(lease) as connection:
             await connection.execute(_COMPLETE_WATERMARKS)
             await connection.execute(_HOLD_WATERMARKS)
+            if await connection.fetchval(_IS_CUT, list(begin), list(begin.values())):
+                raise TransactionConflict("retention has taken a part of the log that the rebuild needed; begin again")
             # Statements of their own, so with snapshots that show everything that is projected.
             tail = await _follow(connection, generation, begin, limit)
             while tail.is_long:

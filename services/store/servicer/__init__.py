@@ -50,7 +50,7 @@ class StoreServicer(
             self, repositories.states, repositories.history, repositories.partitions, limits, StateMetrics(registry)
         )
         ProjectionServicer.__init__(self, repositories.projections, reader, rebuilder, limits)
-        OutboxServicer.__init__(self, repositories.appends, repositories.outbox, feeds.outbox)
+        OutboxServicer.__init__(self, repositories.appends, repositories.outbox, feeds.outbox, limits)
         BlobServicer.__init__(self, repositories.blobs, limits, new_id)
         LeaseServicer.__init__(self, repositories.leases, feeds.leases)
         RetentionServicer.__init__(self, repositories.retention.previews, retention)

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from omninode.bridge.store.v1 import store_pb2, store_pb2_grpc
 from services.chassis import paging, timestamp
 from services.chassis.errors import invalid_field
-from services.chassis.feed import Feed
-from services.store.domain import Acknowledgement, Append, Consumer, ConsumerKey, Fenced, LoggedAction
+from services.chassis.feed import Feed, Position
+from services.store.domain import Acknowledgement, Append, Consumer, ConsumerKey, Fenced, Limits, LoggedAction
 from services.store.repository.append import AppendRepository
 from services.store.repository.outbox import OutboxRepository
 from services.store.servicer.call import Context
@@ -20,7 +20,10 @@ _EVERY_CONSUMER = {"consumers": "all"}
 class OutboxServicer(store_pb2_grpc.StoreServiceServicer):
     """Takes events, shows them, and keeps what is acknowledged."""
 
-    def __init__(self, appends: AppendRepository, outbox: OutboxRepository, feed: Feed[LoggedAction]) -> None:
+    def __init__(
+        self, appends: AppendRepository, outbox: OutboxRepository, feed: Feed[LoggedAction], limits: Limits
+    ) -> None:
+        self._outbox_limits = limits
         self._appends = appends
         self._outbox = outbox
         self._outbox_feed = feed
@@ -49,13 +52,15 @@ class OutboxServicer(store_pb2_grpc.StoreServiceServicer):
                 "topics": request.topics,
             }
         )
-        begin = None
-        if not (request.cursor and request.from_beginning):  # which the feed refuses
-            await self._outbox.register(view.consumer, from_beginning=request.from_beginning)
-            acknowledged = await self._outbox.find(view.consumer, view.partition)
-            begin = None if acknowledged is None else {view.partition: acknowledged}
+
+        async def enter() -> Position:
+            await self._outbox.register(
+                view.consumer, from_beginning=request.from_beginning, limit=self._outbox_limits.consumers
+            )
+            return {view.partition: await self._outbox.get(view.consumer, view.partition)}
+
         async for response in self._outbox_feed.watch(
-            view, request.cursor, from_beginning=request.from_beginning, begin=begin
+            view, request.cursor, from_beginning=request.from_beginning, enter=enter
         ):
             yield response
 

@@ -24,8 +24,7 @@ DELETE FROM workflow_commits WHERE key = ANY ($2::text[]) AND ctid = ANY (ARRAY(
     CROSS JOIN unnest($2::text[]) AS wanted (name)
     CROSS JOIN LATERAL (
         SELECT ctid AS row_id FROM workflow_commits
-        WHERE key = wanted.name AND commit_offset < floor.first_offset
-          AND (events IS NULL OR commit_offset < floor.first_event_offset)
+        WHERE key = wanted.name AND commit_offset < least(floor.first_offset, floor.first_event_offset)
         LIMIT $3
     ) AS logged
     WHERE floor.partition = $1

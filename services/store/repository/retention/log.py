@@ -59,7 +59,8 @@ RETURNING first_offset, first_event_offset
 _CLEAR = """
 WITH passed AS MATERIALIZED (
     SELECT logged.ctid AS row_id, logged.key, logged.committed_at, logged.commit_offset < floor.first_offset AS is_logged_no_more,
-           logged.events IS NULL OR logged.commit_offset < floor.first_event_offset AS is_unsent_no_more,
+           -- Those without events, too: from its floor on, the outbox has each offset, or a reader would take a gap for its end.
+           logged.commit_offset < floor.first_event_offset AS is_unsent_no_more,
            CASE WHEN logged.commit_offset < floor.first_event_offset AND logged.events IS NOT NULL THEN logged.commit_offset END
                AS event_offset,
            CASE WHEN logged.commit_offset < floor.first_event_offset THEN json_array_length(logged.events::json) END AS event_count

@@ -16,14 +16,14 @@ _PARTITIONS = "SELECT partition FROM store_partitions ORDER BY partition"
 # $2 and $3 are the floors as the sweep would leave them.
 _COUNT_ACTIONS = """
 WITH candidate AS (
-    SELECT commit_offset, action_index, key, events IS NULL AS is_mute, committed_at
+    SELECT commit_offset, action_index, key, committed_at
     FROM workflow_commits
     WHERE partition = $1 AND commit_offset < $2
       AND commit_offset >= (SELECT first_offset FROM store_partitions WHERE store_partitions.partition = $1)
     UNION
-    SELECT commit_offset, action_index, key, false, committed_at
+    SELECT commit_offset, action_index, key, committed_at
     FROM workflow_commits
-    WHERE partition = $1 AND commit_offset < least($2, $3) AND events IS NOT NULL
+    WHERE partition = $1 AND commit_offset < least($2, $3)
       AND commit_offset >= (SELECT first_event_offset FROM store_partitions WHERE store_partitions.partition = $1)
     UNION
     SELECT logged.*
@@ -33,7 +33,7 @@ WITH candidate AS (
         SELECT key FROM workflow_state WHERE partition = $1 AND ended_at < now() - $5::interval AND forgotten
     ) AS ended
     CROSS JOIN LATERAL (
-        SELECT commit_offset, action_index, key, events IS NULL, committed_at FROM workflow_commits
+        SELECT commit_offset, action_index, key, committed_at FROM workflow_commits
         WHERE key = ended.key AND commit_offset < $2
         OFFSET 0
     ) AS logged
@@ -43,7 +43,7 @@ FROM candidate
 LEFT JOIN LATERAL (
     SELECT coalesce(ended_at < now() - $4::interval, false) AS is_over FROM workflow_state WHERE key = candidate.key LIMIT 1
 ) AS state ON true
-WHERE (candidate.is_mute OR candidate.commit_offset < $3)
+WHERE candidate.commit_offset < least($2, $3)
   AND CASE WHEN candidate.key IS NULL THEN candidate.committed_at < now() - $4::interval ELSE coalesce(state.is_over, true) END
 """
 _COUNT_EVENTS = """

@@ -209,7 +209,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_TOO_MANY_WATCHERS: _ErrorReason.ValueType  # 33
     """The node serves as many watchers as it may. RESOURCE_EXHAUSTED, with a RetryInfo: another replica may have room.
 
-        { "reason": "TOO_MANY_WATCHERS", "domain": "bridge.omninode", "metadata": { "limit": "10000" } }
+        { "reason": "TOO_MANY_WATCHERS", "domain": "bridge.omninode", "metadata": { "limit": "2000" } }
+    """
+    ERROR_REASON_TOO_MANY_CONSUMERS: _ErrorReason.ValueType  # 34
+    """As many consumers of the outbox are registered as may be. RESOURCE_EXHAUSTED: delete one that will not come back.
+
+        { "reason": "TOO_MANY_CONSUMERS", "domain": "bridge.omninode", "metadata": { "limit": "100" } }
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -393,7 +398,12 @@ ERROR_REASON_STAMP_REQUEST_REVOKED: ErrorReason.ValueType  # 32
 ERROR_REASON_TOO_MANY_WATCHERS: ErrorReason.ValueType  # 33
 """The node serves as many watchers as it may. RESOURCE_EXHAUSTED, with a RetryInfo: another replica may have room.
 
-    { "reason": "TOO_MANY_WATCHERS", "domain": "bridge.omninode", "metadata": { "limit": "10000" } }
+    { "reason": "TOO_MANY_WATCHERS", "domain": "bridge.omninode", "metadata": { "limit": "2000" } }
+"""
+ERROR_REASON_TOO_MANY_CONSUMERS: ErrorReason.ValueType  # 34
+"""As many consumers of the outbox are registered as may be. RESOURCE_EXHAUSTED: delete one that will not come back.
+
+    { "reason": "TOO_MANY_CONSUMERS", "domain": "bridge.omninode", "metadata": { "limit": "100" } }
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 

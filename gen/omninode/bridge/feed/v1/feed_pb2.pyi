@@ -64,7 +64,7 @@ class CaughtUp(_message.Message):
     """The cursor of this place."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
-        """The moment up to which nothing is missing."""
+        """The moment up to which nothing is missing, by the node's clock."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class Checkpoint(_message.Message):
     """The cursor of this place: a watcher that keeps it need not read again what its filters left out."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
-        """The moment up to which nothing is missing; it stands still while the node cannot reach its database, and is absent while the
+        """The moment up to which nothing is missing, by the node's clock; it stands still while the node cannot reach its database, and is absent while the
         watcher is still shown the past.
         """
 

@@ -323,7 +323,8 @@ class StoreServiceServicer:
 
         The first call registers the consumer, for all partitions: from then on no event is dropped that it has not acknowledged.
         Without `cursor` and `from_beginning` the feed begins behind what the consumer acknowledged last; a new consumer begins now.
-        At least once: what is not acknowledged comes again. `next_offset` says how far a consumer may acknowledge.
+        At least once: what is not acknowledged comes again. `next_offset` says how far a consumer may acknowledge. Also
+        TOO_MANY_CONSUMERS.
 
         Errors: INVALID_FIELD, CURSOR_MISMATCH, TOO_MANY_WATCHERS.
         """

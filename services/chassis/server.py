@@ -32,6 +32,8 @@ Servicer = TypeVar("Servicer")
 _HealthContext: TypeAlias = grpc.aio.ServicerContext[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]
 
 
+_STUCK_SECONDS = 1.0
+"""How long a watcher has to take its end."""
 _HUNG_SECONDS = 10.0
 """A stop that takes longer than its bounds by this hangs; until then it may be closing connections on a busy machine."""
 
@@ -115,6 +117,7 @@ class Server:
         self._interceptor = ServerInterceptor(CallMetrics(registry), settings)
         self._server = grpc.aio.server(interceptors=[self._interceptor], options=_options(settings))
         self._services: list[str] = []
+        self._stop_waiting: list[Callable[[], None]] = []
         self._health = _Health(self._services)
         self.port = 0
         """The port that the server listens on, once it has started."""
@@ -143,12 +146,23 @@ class Server:
             ) from error
         await self._server.start()
 
+    def on_stop(self, stop_waiting: Callable[[], None]) -> None:
+        """Has `stop_waiting` called at the stop: it ends what running calls only wait for."""
+        self._stop_waiting.append(stop_waiting)
+
     async def stop(self) -> None:
         """NOT_SERVING, then no new calls, then the end of watches, then of running calls within the bound."""
         await self._health.enter_graceful_shutdown()
         await asyncio.sleep(self._settings.drain_notice_seconds)
+        for stop_waiting in self._stop_waiting:
+            stop_waiting()
         self._interceptor.end_watches()
-        await self._server.stop(self._settings.drain_seconds)
+        draining = asyncio.ensure_future(self._server.stop(self._settings.drain_seconds))
+        while not (await asyncio.wait([draining], timeout=_STUCK_SECONDS))[0]:
+            # A watcher that reads nothing does not hear its end, either.
+            if self._interceptor.has_only_watches():
+                await self._server.stop(None)
+        await draining
 
     async def run(self) -> None:
         """Serves, metrics included, until SIGTERM or SIGINT, then stops. Raises PortInUse."""

@@ -85,6 +85,10 @@ class ServerInterceptor(grpc.aio.ServerInterceptor):
                 handler = self._handlers[method] = self._wrap(method, handler)
         return handler
 
+    def has_only_watches(self) -> bool:
+        """Whether nothing is running but streams that would go on for ever."""
+        return self._watches.running <= len(self._watches.tasks)
+
     def end_watches(self) -> None:
         """Ends the streams that would go on for ever, and those yet to come, with SHUTTING_DOWN."""
         self._watches.close()
@@ -111,6 +115,8 @@ class _Watches:
     """The calls of one server that end only when their caller leaves or the server stops."""
 
     def __init__(self) -> None:
+        self.running = 0
+        """Calls of any kind."""
         self.tasks: set[asyncio.Task[Any]] = set()
         self.ended: set[asyncio.Task[Any]] = set()
         self.closed = False
@@ -232,12 +238,14 @@ class _ServedMethod:
 
     def _begin(self, context: _Context) -> float:
         self._metrics.start()
+        self._watches.running += 1
         correlation_id.set(_correlation_id_of(context))
         # Not the loop's time: uvloop counts it in whole milliseconds.
         return time.perf_counter()
 
     def _end(self, began: float, context: _Context, code: grpc.StatusCode) -> None:
         seconds = time.perf_counter() - began
+        self._watches.running -= 1
         self._metrics.end(code.name, seconds)
         if self._settings.access_log:
             details = {

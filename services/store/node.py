@@ -133,12 +133,18 @@ async def assembled(tuned: StoreSettings, registry: CollectorRegistry) -> AsyncI
         yield servicer
 
 
+def add(servicer: StoreServicer, server: Server) -> None:
+    """Serves the contract on a server."""
+    server.add(store_pb2_grpc.add_StoreServiceServicer_to_server, servicer, SERVICE)
+    server.on_stop(servicer.end_waits)
+
+
 async def serve(tuned: StoreSettings) -> None:
     """Serves until SIGTERM; then ends calls, and what `assembled` ends, so that nothing acknowledged is lost."""
     registry = new_registry()
     async with assembled(tuned, registry) as servicer:
         server = Server(tuned.server, registry)
-        server.add(store_pb2_grpc.add_StoreServiceServicer_to_server, servicer, SERVICE)
+        add(servicer, server)
         await server.run()
 
 

@@ -21,6 +21,7 @@ class ProjectionReader:
     def __init__(self, projections: ProjectionRepository, reread_seconds: float, registry: CollectorRegistry) -> None:
         self._projections = projections
         self._reread_seconds = reread_seconds
+        self._is_ending = False
         self._waiting: dict[int, asyncio.Future[None]] = {}
         """For each partition that somebody waits for, what its next projecting ends."""
         self._fallbacks = Counter(
@@ -35,6 +36,11 @@ class ProjectionReader:
             waiting = self._waiting.pop(partition, None)
             if waiting is not None and not waiting.done():
                 waiting.set_result(None)
+
+    def end_waits(self) -> None:
+        """Answers who waits, and who comes, with what there is: the node stops."""
+        self._is_ending = True
+        self.projected(None)
 
     async def read(self, key: str, min_version: int, max_wait: float) -> tuple[Reading, bool]:
         """What is shown of the key at `min_version` or later, and whether it is from the projection and not the state.
@@ -52,7 +58,7 @@ class ProjectionReader:
             if is_served(reading, min_version):
                 return reading, True
             left = end - loop.time()
-            if left <= 0 or not may_come(reading, min_version):
+            if left <= 0 or self._is_ending or not may_come(reading, min_version):
                 break
             await asyncio.wait([waiting], timeout=min(left, self._reread_seconds))
         reading = await self._projections.find_canonical(key)

@@ -8,17 +8,15 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from omninode.bridge.store.v1 import store_pb2, store_pb2_grpc
+from omninode.bridge.store.v1 import store_pb2_grpc
 from services.chassis.client import ClientSettings, connect
 from services.chassis.feed import FeedSettings
 from services.chassis.partitions import PartitionSettings
 from services.chassis.server import Server, ServerSettings
 from services.store.domain import Limits, LogSettings
 from services.store.materializer import MaterializerSettings
-from services.store.node import StorePostgresSettings, StoreSettings, assembled
+from services.store.node import StorePostgresSettings, StoreSettings, add, assembled
 from services.store.retention import RetentionSettings
-
-SERVICE = store_pb2.DESCRIPTOR.services_by_name["StoreService"]
 
 
 def store_settings(database_url: str, **sections: Any) -> StoreSettings:
@@ -47,7 +45,7 @@ async def store_node(
     tuned = store_settings(database_url, **sections)
     async with assembled(tuned, registry) as servicer:
         server = Server(tuned.server, registry)
-        server.add(store_pb2_grpc.add_StoreServiceServicer_to_server, servicer, SERVICE)
+        add(servicer, server)
         await server.start()
         try:
             yield f"127.0.0.1:{server.port}"

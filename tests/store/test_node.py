@@ -12,6 +12,7 @@ from omninode.bridge.store.v1 import store_pb2 as pb
 from omninode.bridge.store.v1.store_pb2_grpc import StoreServiceStub
 from services.chassis import contracts, settings
 from services.chassis.client import ClientSettings, connect
+from services.chassis.server import ServerSettings
 from services.chassis.settings import SettingsError
 from services.store.node import CONTRACT, StoreSettings
 from tests.store.node import store_node, store_stub
@@ -121,3 +122,37 @@ async def test_two_replicas_share_the_partitions_and_one_takes_over_from_the_oth
             while [row["count"] for row in await session.fetch(owners)] != [16]:
                 await watch.hear()
         assert answer.version == 1
+
+
+async def test_a_stop_answers_who_waits_for_a_projection_and_does_not_wait_for_who_reads_nothing(
+    database_url: str,
+) -> None:
+    stopped = asyncio.Event()
+
+    async def run(started: asyncio.Future[str], stopping: asyncio.Event) -> None:
+        async with store_node(database_url, server=ServerSettings(drain_notice_seconds=0, drain_seconds=60)) as target:
+            started.set_result(target)
+            await stopping.wait()
+        stopped.set()
+
+    started: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    stopping = asyncio.Event()
+    running = asyncio.create_task(run(started, stopping))
+    async with connect(await started, ClientSettings(attempts=1)) as channel:
+        stub = StoreServiceStub(channel)
+        key = new_key()
+        large = '{"x":"' + "y" * 900_000 + '"}'
+        for _ in range(8):
+            await stub.TryCommit(commit(key, state_json=large))
+        stuck = stub.WatchCommits(pb.WatchCommitsRequest(from_beginning=True, include_states=True))
+        await anext(aiter(stuck))
+        asked = pb.GetProjectionRequest(key=key, min_version=9)
+        asked.max_wait.FromSeconds(30)
+        waiting = stub.GetProjection(asked)
+        await stub.GetState(pb.GetStateRequest(key=key))
+        stopping.set()
+        async with asyncio.timeout(20):
+            assert (await waiting).source == pb.PROJECTION_SOURCE_CANONICAL
+            await stopped.wait()
+        stuck.cancel()
+    await running

@@ -100,7 +100,10 @@ class HistoryRepository:
         """The state of a key at a version; None where that is the current one. Raises StateNotFound, VersionExpired."""
         row = await self._database.fetchrow(_FIND_PAST, key, at_version)
         if row is None or at_version > row["current_version"]:
-            raise StateNotFound(metadata={"key": key, "at_version": str(at_version)})
+            message = (
+                None if row is None else f"the key has no version {at_version} yet, it is at {row['current_version']}"
+            )
+            raise StateNotFound(message, metadata={"key": key, "at_version": str(at_version)})
         if at_version == row["current_version"]:
             return None
         if row["version"] is None:

@@ -42,6 +42,10 @@ class ProjectionServicer(store_pb2_grpc.StoreServiceServicer):
         self._rebuilder = rebuilder
         self._projection_limits = limits
 
+    def end_waits(self) -> None:
+        """Answers who waits for a projection with what there is."""
+        self._projection_reader.end_waits()
+
     async def GetProjection(
         self, request: store_pb2.GetProjectionRequest, context: Context
     ) -> store_pb2.GetProjectionResponse:

@@ -22,7 +22,7 @@ up: $(READY) ## run the mesh in the foreground until Ctrl-C
 	@$(BIN)/omnibridge up
 
 test: $(READY) ## all tests
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 3 --dist loadfile
 
 check: $(READY) ## what CI runs before the tests: style, types, contracts
 	$(BIN)/ruff check

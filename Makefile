@@ -22,7 +22,7 @@ up: $(READY) ## run the mesh in the foreground until Ctrl-C
 	@$(BIN)/omnibridge up
 
 test: $(READY) ## all tests
-	$(BIN)/pytest -n 3 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile
 
 check: $(READY) ## what CI runs before the tests: style, types, contracts
 	$(BIN)/ruff check
@@ -42,6 +42,7 @@ bench: $(READY) ## every benchmark, or ONLY=name,name
 
 chaos: $(READY) ## kill, cut and pause a store under load, then check everything; KILLS=20, SECONDS at least, SEED of an earlier run
 	@$(BIN)/python -m tests.chaos --kills "$(KILLS)" --seconds "$(SECONDS)" $(if $(SEED),--seed "$(SEED)")
+	@$(BIN)/pytest -q -m long
 
 migrate: $(READY) ## bring the database of DATABASE_URL to the newest schema
 	@$(BIN)/omnibridge migrate up

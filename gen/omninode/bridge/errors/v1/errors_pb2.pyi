@@ -216,6 +216,44 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
         { "reason": "TOO_MANY_CONSUMERS", "domain": "bridge.omninode", "metadata": { "limit": "100" } }
     """
+    ERROR_REASON_SESSION_TAKEN_OVER: _ErrorReason.ValueType  # 35
+    """Another stream writes the session now. ABORTED: resume only if this writer is meant to be the one.
+
+        { "reason": "SESSION_TAKEN_OVER", "domain": "bridge.omninode", "metadata": { "session": "uploads" } }
+    """
+    ERROR_REASON_SESSION_CONFIG_DIFFERS: _ErrorReason.ValueType  # 36
+    """The session is there with another configuration. ALREADY_EXISTS; the violation names the first field that differs.
+
+        { "reason": "SESSION_CONFIG_DIFFERS", "domain": "bridge.omninode",
+          "metadata": { "session": "uploads", "field": "open.config.tumbling" } }
+    """
+    ERROR_REASON_SESSION_FINISHED: _ErrorReason.ValueType  # 37
+    """The session has ended and takes no more items. FAILED_PRECONDITION.
+
+        { "reason": "SESSION_FINISHED", "domain": "bridge.omninode", "metadata": { "session": "uploads" } }
+    """
+    ERROR_REASON_SESSION_NOT_FOUND: _ErrorReason.ValueType  # 38
+    """There is no session of this name. NOT_FOUND.
+
+        { "reason": "SESSION_NOT_FOUND", "domain": "bridge.omninode", "metadata": { "session": "uploads" } }
+    """
+    ERROR_REASON_SESSION_TOO_LARGE: _ErrorReason.ValueType  # 39
+    """The session has more panes at once than the node holds. RESOURCE_EXHAUSTED: aggregate by fewer keys, or raise the limit.
+
+        { "reason": "SESSION_TOO_LARGE", "domain": "bridge.omninode",
+          "metadata": { "session": "uploads", "limit_bytes": "100663296" } }
+    """
+    ERROR_REASON_TOO_MANY_SESSIONS: _ErrorReason.ValueType  # 40
+    """The node serves as many sessions as it may. RESOURCE_EXHAUSTED, with a RetryInfo: another replica may have room.
+
+        { "reason": "TOO_MANY_SESSIONS", "domain": "bridge.omninode", "metadata": { "limit": "100" } }
+    """
+    ERROR_REASON_UNKNOWN_FOLD: _ErrorReason.ValueType  # 41
+    """The node has no custom fold of this name. INVALID_ARGUMENT.
+
+        { "reason": "UNKNOWN_FOLD", "domain": "bridge.omninode",
+          "metadata": { "field": "open.config.custom_fold", "fold": "percentiles", "known": "size_histogram" } }
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call, or one item of a batch, was refused."""
@@ -404,6 +442,44 @@ ERROR_REASON_TOO_MANY_CONSUMERS: ErrorReason.ValueType  # 34
 """As many consumers of the outbox are registered as may be. RESOURCE_EXHAUSTED: delete one that will not come back.
 
     { "reason": "TOO_MANY_CONSUMERS", "domain": "bridge.omninode", "metadata": { "limit": "100" } }
+"""
+ERROR_REASON_SESSION_TAKEN_OVER: ErrorReason.ValueType  # 35
+"""Another stream writes the session now. ABORTED: resume only if this writer is meant to be the one.
+
+    { "reason": "SESSION_TAKEN_OVER", "domain": "bridge.omninode", "metadata": { "session": "uploads" } }
+"""
+ERROR_REASON_SESSION_CONFIG_DIFFERS: ErrorReason.ValueType  # 36
+"""The session is there with another configuration. ALREADY_EXISTS; the violation names the first field that differs.
+
+    { "reason": "SESSION_CONFIG_DIFFERS", "domain": "bridge.omninode",
+      "metadata": { "session": "uploads", "field": "open.config.tumbling" } }
+"""
+ERROR_REASON_SESSION_FINISHED: ErrorReason.ValueType  # 37
+"""The session has ended and takes no more items. FAILED_PRECONDITION.
+
+    { "reason": "SESSION_FINISHED", "domain": "bridge.omninode", "metadata": { "session": "uploads" } }
+"""
+ERROR_REASON_SESSION_NOT_FOUND: ErrorReason.ValueType  # 38
+"""There is no session of this name. NOT_FOUND.
+
+    { "reason": "SESSION_NOT_FOUND", "domain": "bridge.omninode", "metadata": { "session": "uploads" } }
+"""
+ERROR_REASON_SESSION_TOO_LARGE: ErrorReason.ValueType  # 39
+"""The session has more panes at once than the node holds. RESOURCE_EXHAUSTED: aggregate by fewer keys, or raise the limit.
+
+    { "reason": "SESSION_TOO_LARGE", "domain": "bridge.omninode",
+      "metadata": { "session": "uploads", "limit_bytes": "100663296" } }
+"""
+ERROR_REASON_TOO_MANY_SESSIONS: ErrorReason.ValueType  # 40
+"""The node serves as many sessions as it may. RESOURCE_EXHAUSTED, with a RetryInfo: another replica may have room.
+
+    { "reason": "TOO_MANY_SESSIONS", "domain": "bridge.omninode", "metadata": { "limit": "100" } }
+"""
+ERROR_REASON_UNKNOWN_FOLD: ErrorReason.ValueType  # 41
+"""The node has no custom fold of this name. INVALID_ARGUMENT.
+
+    { "reason": "UNKNOWN_FOLD", "domain": "bridge.omninode",
+      "metadata": { "field": "open.config.custom_fold", "fold": "percentiles", "known": "size_histogram" } }
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 

@@ -24,10 +24,11 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from omninode.bridge.errors.v1 import errors_pb2 as omninode_dot_bridge_dot_errors_dot_v1_dot_errors__pb2
+from omninode.bridge.reducer.v1 import aggregation_pb2 as omninode_dot_bridge_dot_reducer_dot_v1_dot_aggregation__pb2
 from omninode.bridge.store.v1 import store_pb2 as omninode_dot_bridge_dot_store_dot_v1_dot_store__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(omninode/bridge/reducer/v1/reducer.proto\x12\x1aomninode.bridge.reducer.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&omninode/bridge/errors/v1/errors.proto\x1a$omninode/bridge/store/v1/store.proto\"\xba\x02\n\x06\x41\x63tion\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x11\n\taction_id\x18\x02 \x01(\t\x12\x0f\n\x07reducer\x18\x03 \x01(\t\x12\x0c\n\x04type\x18\x04 \x01(\t\x12\x14\n\x0cpayload_json\x18\x05 \x01(\t\x12.\n\noccur_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x63orrelation_id\x18\x07 \x01(\t\x12/\n\x06guards\x18\x08 \x03(\x0b\x32\x1f.omninode.bridge.store.v1.Guard\x12-\n\x05\x62lobs\x18\t \x03(\x0b\x32\x1e.omninode.bridge.store.v1.Blob\x12\x11\n\tblob_refs\x18\n \x03(\t\x12\x11\n\teffect_id\x18\x0b \x01(\t\x12\r\n\x05\x61\x63tor\x18\x0c \x01(\t\"T\n\rReduceRequest\x12\x32\n\x06\x61\x63tion\x18\x01 \x01(\x0b\x32\".omninode.bridge.reducer.v1.Action\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\"\xf7\x01\n\x0eReduceResponse\x12\x37\n\tcommitted\x18\x01 \x01(\x0b\x32\".omninode.bridge.reducer.v1.FoldedH\x00\x12\x36\n\tduplicate\x18\x02 \x01(\x0b\x32!.omninode.bridge.reducer.v1.KnownH\x00\x12\x32\n\x06\x66\x65nced\x18\x03 \x01(\x0b\x32 .omninode.bridge.store.v1.FencedH\x00\x12\x35\n\x07gave_up\x18\x04 \x01(\x0b\x32\".omninode.bridge.reducer.v1.GaveUpH\x00\x42\t\n\x07outcome\"\x93\x01\n\x06\x46olded\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x12\n\nstate_json\x18\x02 \x01(\t\x12/\n\x06\x65vents\x18\x03 \x03(\x0b\x32\x1f.omninode.bridge.store.v1.Event\x12\x33\n\x06\x63ommit\x18\x04 \x01(\x0b\x32#.omninode.bridge.store.v1.Committed\"~\n\x05Known\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12/\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x1f.omninode.bridge.store.v1.Event\x12\x33\n\x06\x63ommit\x18\x03 \x01(\x0b\x32#.omninode.bridge.store.v1.Committed\"7\n\x06GaveUp\x12\x15\n\rattempt_count\x18\x01 \x01(\x05\x12\x16\n\x0e\x61\x63tual_version\x18\x02 \x01(\x03\"c\n\x12\x42\x61tchReduceRequest\x12\x33\n\x07\x61\x63tions\x18\x01 \x03(\x0b\x32\".omninode.bridge.reducer.v1.Action\x12\x18\n\x10last_states_only\x18\x02 \x01(\x08\"U\n\x13\x42\x61tchReduceResponse\x12>\n\x07results\x18\x01 \x03(\x0b\x32-.omninode.bridge.reducer.v1.BatchReduceResult\"\xad\x02\n\x11\x42\x61tchReduceResult\x12\x37\n\tcommitted\x18\x01 \x01(\x0b\x32\".omninode.bridge.reducer.v1.FoldedH\x00\x12\x36\n\tduplicate\x18\x02 \x01(\x0b\x32!.omninode.bridge.reducer.v1.KnownH\x00\x12\x32\n\x06\x66\x65nced\x18\x03 \x01(\x0b\x32 .omninode.bridge.store.v1.FencedH\x00\x12\x35\n\x07gave_up\x18\x04 \x01(\x0b\x32\".omninode.bridge.reducer.v1.GaveUpH\x00\x12\x31\n\x05\x65rror\x18\x05 \x01(\x0b\x32 .omninode.bridge.errors.v1.ErrorH\x00\x42\t\n\x07outcome2\xeb\x01\n\x0eReducerService\x12\x64\n\x06Reduce\x12).omninode.bridge.reducer.v1.ReduceRequest\x1a*.omninode.bridge.reducer.v1.ReduceResponse\"\x03\x90\x02\x02\x12s\n\x0b\x42\x61tchReduce\x12..omninode.bridge.reducer.v1.BatchReduceRequest\x1a/.omninode.bridge.reducer.v1.BatchReduceResponse\"\x03\x90\x02\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(omninode/bridge/reducer/v1/reducer.proto\x12\x1aomninode.bridge.reducer.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&omninode/bridge/errors/v1/errors.proto\x1a,omninode/bridge/reducer/v1/aggregation.proto\x1a$omninode/bridge/store/v1/store.proto\"\xba\x02\n\x06\x41\x63tion\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x11\n\taction_id\x18\x02 \x01(\t\x12\x0f\n\x07reducer\x18\x03 \x01(\t\x12\x0c\n\x04type\x18\x04 \x01(\t\x12\x14\n\x0cpayload_json\x18\x05 \x01(\t\x12.\n\noccur_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x63orrelation_id\x18\x07 \x01(\t\x12/\n\x06guards\x18\x08 \x03(\x0b\x32\x1f.omninode.bridge.store.v1.Guard\x12-\n\x05\x62lobs\x18\t \x03(\x0b\x32\x1e.omninode.bridge.store.v1.Blob\x12\x11\n\tblob_refs\x18\n \x03(\t\x12\x11\n\teffect_id\x18\x0b \x01(\t\x12\r\n\x05\x61\x63tor\x18\x0c \x01(\t\"T\n\rReduceRequest\x12\x32\n\x06\x61\x63tion\x18\x01 \x01(\x0b\x32\".omninode.bridge.reducer.v1.Action\x12\x0f\n\x07\x64ry_run\x18\x02 \x01(\x08\"\xf7\x01\n\x0eReduceResponse\x12\x37\n\tcommitted\x18\x01 \x01(\x0b\x32\".omninode.bridge.reducer.v1.FoldedH\x00\x12\x36\n\tduplicate\x18\x02 \x01(\x0b\x32!.omninode.bridge.reducer.v1.KnownH\x00\x12\x32\n\x06\x66\x65nced\x18\x03 \x01(\x0b\x32 .omninode.bridge.store.v1.FencedH\x00\x12\x35\n\x07gave_up\x18\x04 \x01(\x0b\x32\".omninode.bridge.reducer.v1.GaveUpH\x00\x42\t\n\x07outcome\"\x93\x01\n\x06\x46olded\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x12\n\nstate_json\x18\x02 \x01(\t\x12/\n\x06\x65vents\x18\x03 \x03(\x0b\x32\x1f.omninode.bridge.store.v1.Event\x12\x33\n\x06\x63ommit\x18\x04 \x01(\x0b\x32#.omninode.bridge.store.v1.Committed\"~\n\x05Known\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12/\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x1f.omninode.bridge.store.v1.Event\x12\x33\n\x06\x63ommit\x18\x03 \x01(\x0b\x32#.omninode.bridge.store.v1.Committed\"7\n\x06GaveUp\x12\x15\n\rattempt_count\x18\x01 \x01(\x05\x12\x16\n\x0e\x61\x63tual_version\x18\x02 \x01(\x03\"c\n\x12\x42\x61tchReduceRequest\x12\x33\n\x07\x61\x63tions\x18\x01 \x03(\x0b\x32\".omninode.bridge.reducer.v1.Action\x12\x18\n\x10last_states_only\x18\x02 \x01(\x08\"U\n\x13\x42\x61tchReduceResponse\x12>\n\x07results\x18\x01 \x03(\x0b\x32-.omninode.bridge.reducer.v1.BatchReduceResult\"\xad\x02\n\x11\x42\x61tchReduceResult\x12\x37\n\tcommitted\x18\x01 \x01(\x0b\x32\".omninode.bridge.reducer.v1.FoldedH\x00\x12\x36\n\tduplicate\x18\x02 \x01(\x0b\x32!.omninode.bridge.reducer.v1.KnownH\x00\x12\x32\n\x06\x66\x65nced\x18\x03 \x01(\x0b\x32 .omninode.bridge.store.v1.FencedH\x00\x12\x35\n\x07gave_up\x18\x04 \x01(\x0b\x32\".omninode.bridge.reducer.v1.GaveUpH\x00\x12\x31\n\x05\x65rror\x18\x05 \x01(\x0b\x32 .omninode.bridge.errors.v1.ErrorH\x00\x42\t\n\x07outcome2\xc7\x06\n\x0eReducerService\x12\x64\n\x06Reduce\x12).omninode.bridge.reducer.v1.ReduceRequest\x1a*.omninode.bridge.reducer.v1.ReduceResponse\"\x03\x90\x02\x02\x12s\n\x0b\x42\x61tchReduce\x12..omninode.bridge.reducer.v1.BatchReduceRequest\x1a/.omninode.bridge.reducer.v1.BatchReduceResponse\"\x03\x90\x02\x02\x12q\n\tAggregate\x12,.omninode.bridge.reducer.v1.AggregateRequest\x1a-.omninode.bridge.reducer.v1.AggregateResponse\"\x03\x90\x02\x02(\x01\x30\x01\x12p\n\nGetSession\x12-.omninode.bridge.reducer.v1.GetSessionRequest\x1a..omninode.bridge.reducer.v1.GetSessionResponse\"\x03\x90\x02\x01\x12v\n\x0cListSessions\x12/.omninode.bridge.reducer.v1.ListSessionsRequest\x1a\x30.omninode.bridge.reducer.v1.ListSessionsResponse\"\x03\x90\x02\x01\x12y\n\rGetAggregates\x12\x30.omninode.bridge.reducer.v1.GetAggregatesRequest\x1a\x31.omninode.bridge.reducer.v1.GetAggregatesResponse\"\x03\x90\x02\x01\x12\x81\x01\n\x0fWatchAggregates\x12\x32.omninode.bridge.reducer.v1.WatchAggregatesRequest\x1a\x33.omninode.bridge.reducer.v1.WatchAggregatesResponse\"\x03\x90\x02\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,24 +39,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REDUCERSERVICE'].methods_by_name['Reduce']._serialized_options = b'\220\002\002'
   _globals['_REDUCERSERVICE'].methods_by_name['BatchReduce']._loaded_options = None
   _globals['_REDUCERSERVICE'].methods_by_name['BatchReduce']._serialized_options = b'\220\002\002'
-  _globals['_ACTION']._serialized_start=184
-  _globals['_ACTION']._serialized_end=498
-  _globals['_REDUCEREQUEST']._serialized_start=500
-  _globals['_REDUCEREQUEST']._serialized_end=584
-  _globals['_REDUCERESPONSE']._serialized_start=587
-  _globals['_REDUCERESPONSE']._serialized_end=834
-  _globals['_FOLDED']._serialized_start=837
-  _globals['_FOLDED']._serialized_end=984
-  _globals['_KNOWN']._serialized_start=986
-  _globals['_KNOWN']._serialized_end=1112
-  _globals['_GAVEUP']._serialized_start=1114
-  _globals['_GAVEUP']._serialized_end=1169
-  _globals['_BATCHREDUCEREQUEST']._serialized_start=1171
-  _globals['_BATCHREDUCEREQUEST']._serialized_end=1270
-  _globals['_BATCHREDUCERESPONSE']._serialized_start=1272
-  _globals['_BATCHREDUCERESPONSE']._serialized_end=1357
-  _globals['_BATCHREDUCERESULT']._serialized_start=1360
-  _globals['_BATCHREDUCERESULT']._serialized_end=1661
-  _globals['_REDUCERSERVICE']._serialized_start=1664
-  _globals['_REDUCERSERVICE']._serialized_end=1899
+  _globals['_REDUCERSERVICE'].methods_by_name['Aggregate']._loaded_options = None
+  _globals['_REDUCERSERVICE'].methods_by_name['Aggregate']._serialized_options = b'\220\002\002'
+  _globals['_REDUCERSERVICE'].methods_by_name['GetSession']._loaded_options = None
+  _globals['_REDUCERSERVICE'].methods_by_name['GetSession']._serialized_options = b'\220\002\001'
+  _globals['_REDUCERSERVICE'].methods_by_name['ListSessions']._loaded_options = None
+  _globals['_REDUCERSERVICE'].methods_by_name['ListSessions']._serialized_options = b'\220\002\001'
+  _globals['_REDUCERSERVICE'].methods_by_name['GetAggregates']._loaded_options = None
+  _globals['_REDUCERSERVICE'].methods_by_name['GetAggregates']._serialized_options = b'\220\002\001'
+  _globals['_REDUCERSERVICE'].methods_by_name['WatchAggregates']._loaded_options = None
+  _globals['_REDUCERSERVICE'].methods_by_name['WatchAggregates']._serialized_options = b'\220\002\001'
+  _globals['_ACTION']._serialized_start=230
+  _globals['_ACTION']._serialized_end=544
+  _globals['_REDUCEREQUEST']._serialized_start=546
+  _globals['_REDUCEREQUEST']._serialized_end=630
+  _globals['_REDUCERESPONSE']._serialized_start=633
+  _globals['_REDUCERESPONSE']._serialized_end=880
+  _globals['_FOLDED']._serialized_start=883
+  _globals['_FOLDED']._serialized_end=1030
+  _globals['_KNOWN']._serialized_start=1032
+  _globals['_KNOWN']._serialized_end=1158
+  _globals['_GAVEUP']._serialized_start=1160
+  _globals['_GAVEUP']._serialized_end=1215
+  _globals['_BATCHREDUCEREQUEST']._serialized_start=1217
+  _globals['_BATCHREDUCEREQUEST']._serialized_end=1316
+  _globals['_BATCHREDUCERESPONSE']._serialized_start=1318
+  _globals['_BATCHREDUCERESPONSE']._serialized_end=1403
+  _globals['_BATCHREDUCERESULT']._serialized_start=1406
+  _globals['_BATCHREDUCERESULT']._serialized_end=1707
+  _globals['_REDUCERSERVICE']._serialized_start=1710
+  _globals['_REDUCERSERVICE']._serialized_end=2549
 # @@protoc_insertion_point(module_scope)

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from omninode.bridge.reducer.v1 import aggregation_pb2 as omninode_dot_bridge_dot_reducer_dot_v1_dot_aggregation__pb2
 from omninode.bridge.reducer.v1 import reducer_pb2 as omninode_dot_bridge_dot_reducer_dot_v1_dot_reducer__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -48,6 +49,31 @@ class ReducerServiceStub:
                 request_serializer=omninode_dot_bridge_dot_reducer_dot_v1_dot_reducer__pb2.BatchReduceRequest.SerializeToString,
                 response_deserializer=omninode_dot_bridge_dot_reducer_dot_v1_dot_reducer__pb2.BatchReduceResponse.FromString,
                 _registered_method=True)
+        self.Aggregate = channel.stream_stream(
+                '/omninode.bridge.reducer.v1.ReducerService/Aggregate',
+                request_serializer=omninode_dot_bridge_dot_reducer_dot_v1_dot_aggregation__pb2.AggregateRequest.SerializeToString,
+                response_deserializer=omninode_dot_bridge_dot_reducer_dot_v1_dot_aggregation__pb2.AggregateResponse.FromString,
+                _registered_method=True)
+        self.GetSession = channel.unary_unary(
+                '/omninode.bridge.reducer.v1.ReducerService/GetSession',
+                request_serializer=omninode_dot_bridge_dot_reducer_dot_v1_dot_aggregation__pb2.GetSessionRequest.SerializeToString,
+                response_deserializer=omninode_dot_bridge_dot_reducer_dot_v1_dot_aggregation__pb2.GetSessionResponse.FromString,
+                _registered_method=True)
+        self.ListSessions = channel.unary_unary(
+                '/omninode.bridge.reducer.v1.ReducerService/ListSessions',
+                request_serializer=omninode_dot_bridge_dot_reducer_dot_v1_dot_aggregation__pb2.ListSessionsRequest.SerializeToString,
+                response_deserializer=omninode_dot_bridge_dot_reducer_dot_v1_dot_aggregation__pb2.ListSessionsResponse.FromString,
+                _registered_method=True)
+        self.GetAggregates = channel.unary_unary(
+                '/omninode.bridge.reducer.v1.ReducerService/GetAggregates',
+                request_serializer=omninode_dot_bridge_dot_reducer_dot_v1_dot_aggregation__pb2.GetAggregatesRequest.SerializeToString,
+                response_deserializer=omninode_dot_bridge_dot_reducer_dot_v1_dot_aggregation__pb2.GetAggregatesResponse.FromString,
+                _registered_method=True)
+        self.WatchAggregates = channel.unary_stream(
+                '/omninode.bridge.reducer.v1.ReducerService/WatchAggregates',
+                request_serializer=omninode_dot_bridge_dot_reducer_dot_v1_dot_aggregation__pb2.WatchAggregatesRequest.SerializeToString,
+                response_deserializer=omninode_dot_bridge_dot_reducer_dot_v1_dot_aggregation__pb2.WatchAggregatesResponse.FromString,
+                _registered_method=True)
 
 
 class ReducerServiceServicer:
@@ -80,6 +106,56 @@ class ReducerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Aggregate(self, request_iterator, context):
+        """Aggregates a stream of items over windows of event time: configuration first, then batches in; panes, refused items and
+        acknowledgements out.
+
+        State, panes and the offset of the input are committed together, and acknowledged after that: a writer that sends everything
+        after its last acknowledgement again neither loses nor doubles an item, whatever was killed meanwhile. The node reads no faster
+        than it commits. A stream that ends leaves its session to be resumed; only `Finish` ends it.
+
+        An item at fault is answered and passed over. A message at fault ends the stream; what came before it is committed, and the
+        session can be resumed.
+
+        Errors: INVALID_FIELD, UNKNOWN_FOLD, SESSION_CONFIG_DIFFERS, SESSION_TAKEN_OVER, SESSION_FINISHED, SESSION_TOO_LARGE,
+        TOO_MANY_SESSIONS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetSession(self, request, context):
+        """Reads a session. Errors: INVALID_FIELD, SESSION_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSessions(self, request, context):
+        """Lists the sessions. Errors: INVALID_FIELD, PAGE_TOKEN_MISMATCH.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAggregates(self, request, context):
+        """Reads the panes of a session as they are committed: of open windows, and final ones until their retention is over.
+
+        Errors: INVALID_FIELD, PAGE_TOKEN_MISMATCH, SESSION_NOT_FOUND, SESSION_TOO_LARGE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchAggregates(self, request, context):
+        """Follows the panes of a session: first those that there are, then each that changes. See feed.proto.
+
+        Errors: INVALID_FIELD, CURSOR_MISMATCH, TOO_MANY_WATCHERS, SESSION_TOO_LARGE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ReducerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -92,6 +168,31 @@ def add_ReducerServiceServicer_to_server(servicer, server):
                     servicer.BatchReduce,
                     request_deserializer=omninode_dot_bridge_dot_reducer_dot_v1_dot_reducer__pb2.BatchReduceRequest.FromString,
                     response_serializer=omninode_dot_bridge_dot_reducer_dot_v1_dot_reducer__pb2.BatchReduceResponse.SerializeToString,
+            ),
+            'Aggregate': grpc.stream_stream_rpc_method_handler(
+                    servicer.Aggregate,
+                    request_deserializer=omninode_dot_bridge_dot_reducer_dot_v1_dot_aggregation__pb2.AggregateRequest.FromString,
+                    response_serializer=omninode_dot_bridge_dot_reducer_dot_v1_dot_aggregation__pb2.AggregateResponse.SerializeToString,
+            ),
+            'GetSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSession,
+                    request_deserializer=omninode_dot_bridge_dot_reducer_dot_v1_dot_aggregation__pb2.GetSessionRequest.FromString,
+                    response_serializer=omninode_dot_bridge_dot_reducer_dot_v1_dot_aggregation__pb2.GetSessionResponse.SerializeToString,
+            ),
+            'ListSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSessions,
+                    request_deserializer=omninode_dot_bridge_dot_reducer_dot_v1_dot_aggregation__pb2.ListSessionsRequest.FromString,
+                    response_serializer=omninode_dot_bridge_dot_reducer_dot_v1_dot_aggregation__pb2.ListSessionsResponse.SerializeToString,
+            ),
+            'GetAggregates': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAggregates,
+                    request_deserializer=omninode_dot_bridge_dot_reducer_dot_v1_dot_aggregation__pb2.GetAggregatesRequest.FromString,
+                    response_serializer=omninode_dot_bridge_dot_reducer_dot_v1_dot_aggregation__pb2.GetAggregatesResponse.SerializeToString,
+            ),
+            'WatchAggregates': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchAggregates,
+                    request_deserializer=omninode_dot_bridge_dot_reducer_dot_v1_dot_aggregation__pb2.WatchAggregatesRequest.FromString,
+                    response_serializer=omninode_dot_bridge_dot_reducer_dot_v1_dot_aggregation__pb2.WatchAggregatesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -152,6 +253,141 @@ class ReducerService:
             '/omninode.bridge.reducer.v1.ReducerService/BatchReduce',
             omninode_dot_bridge_dot_reducer_dot_v1_dot_reducer__pb2.BatchReduceRequest.SerializeToString,
             omninode_dot_bridge_dot_reducer_dot_v1_dot_reducer__pb2.BatchReduceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Aggregate(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/omninode.bridge.reducer.v1.ReducerService/Aggregate',
+            omninode_dot_bridge_dot_reducer_dot_v1_dot_aggregation__pb2.AggregateRequest.SerializeToString,
+            omninode_dot_bridge_dot_reducer_dot_v1_dot_aggregation__pb2.AggregateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/omninode.bridge.reducer.v1.ReducerService/GetSession',
+            omninode_dot_bridge_dot_reducer_dot_v1_dot_aggregation__pb2.GetSessionRequest.SerializeToString,
+            omninode_dot_bridge_dot_reducer_dot_v1_dot_aggregation__pb2.GetSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/omninode.bridge.reducer.v1.ReducerService/ListSessions',
+            omninode_dot_bridge_dot_reducer_dot_v1_dot_aggregation__pb2.ListSessionsRequest.SerializeToString,
+            omninode_dot_bridge_dot_reducer_dot_v1_dot_aggregation__pb2.ListSessionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAggregates(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/omninode.bridge.reducer.v1.ReducerService/GetAggregates',
+            omninode_dot_bridge_dot_reducer_dot_v1_dot_aggregation__pb2.GetAggregatesRequest.SerializeToString,
+            omninode_dot_bridge_dot_reducer_dot_v1_dot_aggregation__pb2.GetAggregatesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchAggregates(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/omninode.bridge.reducer.v1.ReducerService/WatchAggregates',
+            omninode_dot_bridge_dot_reducer_dot_v1_dot_aggregation__pb2.WatchAggregatesRequest.SerializeToString,
+            omninode_dot_bridge_dot_reducer_dot_v1_dot_aggregation__pb2.WatchAggregatesResponse.FromString,
             options,
             channel_credentials,
             insecure,

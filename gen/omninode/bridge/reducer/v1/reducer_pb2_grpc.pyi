@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from grpc import aio as _aio
+from omninode.bridge.reducer.v1 import aggregation_pb2 as _aggregation_pb2
 from omninode.bridge.reducer.v1 import reducer_pb2 as _reducer_pb2
 import abc as _abc_1
 
@@ -34,6 +35,34 @@ class ReducerServiceStub:
     request order, most often into one commit.
 
     Errors of the call as a whole: INVALID_FIELD for a batch of 0 or of more than 500 items, and what makes the store unavailable.
+    """
+    Aggregate: _aio.StreamStreamMultiCallable[_aggregation_pb2.AggregateRequest, _aggregation_pb2.AggregateResponse]
+    """Aggregates a stream of items over windows of event time: configuration first, then batches in; panes, refused items and
+    acknowledgements out.
+
+    State, panes and the offset of the input are committed together, and acknowledged after that: a writer that sends everything
+    after its last acknowledgement again neither loses nor doubles an item, whatever was killed meanwhile. The node reads no faster
+    than it commits. A stream that ends leaves its session to be resumed; only `Finish` ends it.
+
+    An item at fault is answered and passed over. A message at fault ends the stream; what came before it is committed, and the
+    session can be resumed.
+
+    Errors: INVALID_FIELD, UNKNOWN_FOLD, SESSION_CONFIG_DIFFERS, SESSION_TAKEN_OVER, SESSION_FINISHED, SESSION_TOO_LARGE,
+    TOO_MANY_SESSIONS.
+    """
+    GetSession: _aio.UnaryUnaryMultiCallable[_aggregation_pb2.GetSessionRequest, _aggregation_pb2.GetSessionResponse]
+    """Reads a session. Errors: INVALID_FIELD, SESSION_NOT_FOUND."""
+    ListSessions: _aio.UnaryUnaryMultiCallable[_aggregation_pb2.ListSessionsRequest, _aggregation_pb2.ListSessionsResponse]
+    """Lists the sessions. Errors: INVALID_FIELD, PAGE_TOKEN_MISMATCH."""
+    GetAggregates: _aio.UnaryUnaryMultiCallable[_aggregation_pb2.GetAggregatesRequest, _aggregation_pb2.GetAggregatesResponse]
+    """Reads the panes of a session as they are committed: of open windows, and final ones until their retention is over.
+
+    Errors: INVALID_FIELD, PAGE_TOKEN_MISMATCH, SESSION_NOT_FOUND, SESSION_TOO_LARGE.
+    """
+    WatchAggregates: _aio.UnaryStreamMultiCallable[_aggregation_pb2.WatchAggregatesRequest, _aggregation_pb2.WatchAggregatesResponse]
+    """Follows the panes of a session: first those that there are, then each that changes. See feed.proto.
+
+    Errors: INVALID_FIELD, CURSOR_MISMATCH, TOO_MANY_WATCHERS, SESSION_TOO_LARGE.
     """
 
 class ReducerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -68,6 +97,64 @@ class ReducerServiceServicer(metaclass=_abc_1.ABCMeta):
         request order, most often into one commit.
 
         Errors of the call as a whole: INVALID_FIELD for a batch of 0 or of more than 500 items, and what makes the store unavailable.
+        """
+
+    @_abc_1.abstractmethod
+    def Aggregate(
+        self,
+        request_iterator: _abc.AsyncIterator[_aggregation_pb2.AggregateRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_aggregation_pb2.AggregateRequest], _abc.AsyncIterator[_aggregation_pb2.AggregateResponse]],
+    ) -> _abc.AsyncIterator[_aggregation_pb2.AggregateResponse]:
+        """Aggregates a stream of items over windows of event time: configuration first, then batches in; panes, refused items and
+        acknowledgements out.
+
+        State, panes and the offset of the input are committed together, and acknowledged after that: a writer that sends everything
+        after its last acknowledgement again neither loses nor doubles an item, whatever was killed meanwhile. The node reads no faster
+        than it commits. A stream that ends leaves its session to be resumed; only `Finish` ends it.
+
+        An item at fault is answered and passed over. A message at fault ends the stream; what came before it is committed, and the
+        session can be resumed.
+
+        Errors: INVALID_FIELD, UNKNOWN_FOLD, SESSION_CONFIG_DIFFERS, SESSION_TAKEN_OVER, SESSION_FINISHED, SESSION_TOO_LARGE,
+        TOO_MANY_SESSIONS.
+        """
+
+    @_abc_1.abstractmethod
+    def GetSession(
+        self,
+        request: _aggregation_pb2.GetSessionRequest,
+        context: _aio.ServicerContext[_aggregation_pb2.GetSessionRequest, _abc.Awaitable[_aggregation_pb2.GetSessionResponse]],
+    ) -> _abc.Awaitable[_aggregation_pb2.GetSessionResponse]:
+        """Reads a session. Errors: INVALID_FIELD, SESSION_NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def ListSessions(
+        self,
+        request: _aggregation_pb2.ListSessionsRequest,
+        context: _aio.ServicerContext[_aggregation_pb2.ListSessionsRequest, _abc.Awaitable[_aggregation_pb2.ListSessionsResponse]],
+    ) -> _abc.Awaitable[_aggregation_pb2.ListSessionsResponse]:
+        """Lists the sessions. Errors: INVALID_FIELD, PAGE_TOKEN_MISMATCH."""
+
+    @_abc_1.abstractmethod
+    def GetAggregates(
+        self,
+        request: _aggregation_pb2.GetAggregatesRequest,
+        context: _aio.ServicerContext[_aggregation_pb2.GetAggregatesRequest, _abc.Awaitable[_aggregation_pb2.GetAggregatesResponse]],
+    ) -> _abc.Awaitable[_aggregation_pb2.GetAggregatesResponse]:
+        """Reads the panes of a session as they are committed: of open windows, and final ones until their retention is over.
+
+        Errors: INVALID_FIELD, PAGE_TOKEN_MISMATCH, SESSION_NOT_FOUND, SESSION_TOO_LARGE.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchAggregates(
+        self,
+        request: _aggregation_pb2.WatchAggregatesRequest,
+        context: _aio.ServicerContext[_aggregation_pb2.WatchAggregatesRequest, _abc.AsyncIterator[_aggregation_pb2.WatchAggregatesResponse]],
+    ) -> _abc.AsyncIterator[_aggregation_pb2.WatchAggregatesResponse]:
+        """Follows the panes of a session: first those that there are, then each that changes. See feed.proto.
+
+        Errors: INVALID_FIELD, CURSOR_MISMATCH, TOO_MANY_WATCHERS, SESSION_TOO_LARGE.
         """
 
 def add_ReducerServiceServicer_to_server(servicer: ReducerServiceServicer, server: _aio.Server) -> None: ...

@@ -599,6 +599,7 @@ class TryCommitRequest(_message.Message):
     BLOB_REFS_FIELD_NUMBER: _builtins.int
     GUARDS_FIELD_NUMBER: _builtins.int
     FINAL_FIELD_NUMBER: _builtins.int
+    RELEASED_BLOB_REFS_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """`<collection>/<id>`."""
     state_json: _builtins.str
@@ -631,6 +632,13 @@ class TryCommitRequest(_message.Message):
     def guards(self) -> _containers.RepeatedCompositeFieldContainer[Global___Guard]:
         """Leases that it depends on; at most 16."""
 
+    @_builtins.property
+    def released_blob_refs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Digests of blobs to which the state refers no more; at most 100. Without it a key refers to every blob that a commit of it
+        named, for as long as the key is there. One that this commit also names in `blobs` or `blob_refs` stays referred to; one to
+        which the key does not refer is no error.
+        """
+
     def __init__(
         self,
         *,
@@ -644,10 +652,11 @@ class TryCommitRequest(_message.Message):
         blob_refs: _abc.Iterable[_builtins.str] | None = ...,
         guards: _abc.Iterable[Global___Guard] | None = ...,
         final: _builtins.bool = ...,
+        released_blob_refs: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expected", b"expected", "projection", b"projection"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions", "blob_refs", b"blob_refs", "blobs", b"blobs", "expected", b"expected", "final", b"final", "guards", b"guards", "key", b"key", "projection", b"projection", "schema_version", b"schema_version", "state_json", b"state_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions", "blob_refs", b"blob_refs", "blobs", b"blobs", "expected", b"expected", "final", b"final", "guards", b"guards", "key", b"key", "projection", b"projection", "released_blob_refs", b"released_blob_refs", "schema_version", b"schema_version", "state_json", b"state_json"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,7 +24,7 @@ class Columns(NamedTuple):
 class Late(NamedTuple):
     """An item that came after some of its windows, or all, were final."""
 
-    index: int
+    place: int
     """In its columns."""
     watermark: int
     """Where the watermark was, in microseconds."""

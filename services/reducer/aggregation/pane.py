@@ -29,7 +29,7 @@ class Pane(NamedTuple):
     """One revision of one cell."""
 
     cell: CellId
-    count: int
+    item_count: int
     total_bytes: int
     min_bytes: int
     max_bytes: int

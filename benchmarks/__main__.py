@@ -29,6 +29,8 @@ BENCHMARKS: Mapping[str, Callable[[], Awaitable[Figure]]] = {
         feed.key_growth,
         reducer.reduce_distinct,
         reducer.reduce_hot_key,
+        reducer.batch_reduce_hot,
+        reducer.reduce_hot_routed,
         workflow.run_workflow,
         workflow.workflow_throughput,
     )

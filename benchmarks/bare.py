@@ -51,12 +51,21 @@ async def try_commit(request: store_pb2.TryCommitRequest, _context: object) -> s
 
 
 async def reduce(request: reducer_pb2.ReduceRequest, _context: object) -> reducer_pb2.ReduceResponse:
+    return reducer_pb2.ReduceResponse(committed=_folded())
+
+
+async def batch_reduce(request: reducer_pb2.BatchReduceRequest, _context: object) -> reducer_pb2.BatchReduceResponse:
+    results = [reducer_pb2.BatchReduceResult(committed=_folded()) for _ in request.actions]
+    return reducer_pb2.BatchReduceResponse(results=results)
+
+
+def _folded() -> reducer_pb2.Folded:
     committed = store_pb2.Committed(version=1, partition=3, offset=7, commit_time=Timestamp(seconds=1_700_000_000))
     folded = reducer_pb2.Folded(version=1, state_json=STATE, commit=committed)
     folded.events.add(
         kind=store_pb2.EVENT_KIND_EVENT, event_type="STATE_TRANSITION", topic="workflow", payload_json="{}"
     )
-    return reducer_pb2.ReduceResponse(committed=folded)
+    return folded
 
 
 def services() -> Mapping[str, Mapping[str, Any]]:
@@ -81,6 +90,11 @@ def services() -> Mapping[str, Mapping[str, Any]]:
         "omninode.bridge.reducer.v1.ReducerService": {
             "Reduce": grpc.unary_unary_rpc_method_handler(
                 reduce, reducer_pb2.ReduceRequest.FromString, reducer_pb2.ReduceResponse.SerializeToString
+            ),
+            "BatchReduce": grpc.unary_unary_rpc_method_handler(
+                batch_reduce,
+                reducer_pb2.BatchReduceRequest.FromString,
+                reducer_pb2.BatchReduceResponse.SerializeToString,
             ),
         },
     }

@@ -42,8 +42,13 @@ class Mesh:
     """Nodes on a PostgreSQL of their own."""
 
     database_url: str
-    targets: Mapping[str, str]
+    addresses: Mapping[str, NodeAddress]
     processes: Mapping[str, psutil.Process]
+
+    @property
+    def targets(self) -> Mapping[str, str]:
+        """Where each node is called."""
+        return {node: address.target for node, address in self.addresses.items()}
 
     def measured(self, called: str, *behind: str) -> Measured:
         """The node that is called, with the processes of those that work behind it."""
@@ -76,7 +81,17 @@ async def mesh(*nodes: str) -> AsyncIterator[Mesh]:
             for address in addresses
             if address.node in nodes
         }
-        yield Mesh(postgres.url, {address.node: address.target for address in addresses}, processes)
+        yield Mesh(postgres.url, {address.node: address for address in addresses}, processes)
+
+
+@contextmanager
+def another(node: str, nodes: Mesh) -> Iterator[tuple[NodeAddress, psutil.Process]]:
+    """A further replica of a node of the mesh."""
+    address = NodeAddress(node, *free_ports(2))
+    others = [other for name, other in nodes.addresses.items() if name != node]
+    environment = {"DATABASE_URL": nodes.database_url, **environment_of(address, others)}
+    with _running(address.argv, environment) as process:
+        yield address, process
 
 
 @contextmanager

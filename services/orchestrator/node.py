@@ -19,10 +19,11 @@ from services.chassis import contracts, settings
 from services.chassis.client import ClientSettings, connect
 from services.chassis.contracts import Contract, ContractError, SubcontractKind
 from services.chassis.partitions import Partitions, PartitionSettings
+from services.chassis.routing import routed
 from services.chassis.server import Server, ServerSettings
 from services.chassis.telemetry import configure_logging, new_registry
 from services.orchestrator.domain import Coordination, Limits
-from services.orchestrator.peer import MessageSettings, Peer
+from services.orchestrator.peer import MessageSettings, Peer, ReducerReplica
 from services.orchestrator.runner import ROLE, WORK, Runner, RunnerSettings
 from services.orchestrator.servicer import OrchestratorServicer
 
@@ -34,7 +35,8 @@ class PeerNode(ClientSettings):
     """Where another node is, and how it is called."""
 
     target: str = Field(min_length=1)
-    """One `host:port` or `dns:///name:port`, or several IP addresses with ports, separated by commas."""
+    """One `host:port` or `dns:///name:port`, or several IP addresses with ports, separated by commas. Of several reducers each key
+    has its own while it is there; to other nodes calls go round robin."""
 
 
 class OrchestratorSettings(settings.NodeSettings):
@@ -55,14 +57,20 @@ async def serve(tuned: OrchestratorSettings, coordination: Coordination) -> None
     registry = new_registry()
     owner = str(uuid.uuid4())
     async with AsyncExitStack() as ending:
-        stamping, reducer, store_channel = [
-            await ending.enter_async_context(connect(node.target, node))
-            for node in (tuned.stamping, tuned.reducer, tuned.store)
+        stamping, store_channel = [
+            await ending.enter_async_context(connect(node.target, node)) for node in (tuned.stamping, tuned.store)
         ]
+        reducers = await ending.enter_async_context(
+            routed(
+                tuned.reducer.target,
+                tuned.reducer,
+                lambda channel: ReducerReplica(ReducerServiceStub(channel), tuned.messages),
+            )
+        )
         store = StoreServiceStub(store_channel)
         peer = Peer(
             stamping=StampingServiceStub(stamping),
-            reducer=ReducerServiceStub(reducer),
+            reducers=reducers,
             store=store,
             settings=tuned.messages,
             actor=f"{ROLE}/{owner}",

@@ -4,7 +4,8 @@ a workflow, is the callers'.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from omninode.bridge.stamping.v1 import stamping_pb2, stamping_pb2_grpc
 from omninode.bridge.store.v1 import store_pb2, store_pb2_grpc
 from services.chassis.coalesce import Coalescer
 from services.chassis.errors import KINDS, BridgeError, from_message
+from services.chassis.routing import Router
 from services.orchestrator.domain import (
     COLLECTION,
     REDUCER,
@@ -99,6 +101,35 @@ class _Group(NamedTuple):
     weight: int
 
 
+class ReducerReplica:
+    """One replica of the reducer: callers share its messages."""
+
+    def __init__(self, stub: reducer_pb2_grpc.ReducerServiceStub, settings: MessageSettings) -> None:
+        self._stub = stub
+        self._groups: Coalescer[_Group, Reduced] = Coalescer(
+            self._reduce,
+            key=lambda group: group.actions[0].key,
+            max_batch=_MESSAGE_ACTIONS // _REPORT_ACTIONS,
+            weight=lambda group: group.weight,
+            max_weight=settings.message_bytes,
+        )
+
+    async def aclose(self) -> None:
+        """Takes no more calls, and returns when those under way have their answers."""
+        await self._groups.aclose()
+
+    async def reduce(self, group: _Group) -> Reduced:
+        """What became of the group."""
+        return await self._groups.submit(group)
+
+    async def _reduce(self, groups: Sequence[_Group]) -> list[Reduced | BridgeError]:
+        actions = [action for group in groups for action in group.actions]
+        request = reducer_pb2.BatchReduceRequest(actions=actions, last_states_only=True)
+        response = await self._stub.BatchReduce(request)
+        results = iter(response.results)
+        return [_reduced(list(islice(results, len(group.actions)))) for group in groups]
+
+
 class Peer:
     """The stamping node, the reducer and the store, for one orchestrator.
 
@@ -109,25 +140,18 @@ class Peer:
         self,
         *,
         stamping: stamping_pb2_grpc.StampingServiceStub,
-        reducer: reducer_pb2_grpc.ReducerServiceStub,
+        reducers: Router[ReducerReplica],
         store: store_pb2_grpc.StoreServiceStub,
         settings: MessageSettings,
         actor: str,
         now: Callable[[], int],
     ) -> None:
         self._stamping = stamping
-        self._reducer = reducer
+        self._reducers = reducers
         self._store = store
         self._settings = settings
         self._actor = actor
         self._now = now
-        self._groups: Coalescer[_Group, Reduced] = Coalescer(
-            self._reduce,
-            key=lambda group: group.actions[0].key,
-            max_batch=_MESSAGE_ACTIONS // _REPORT_ACTIONS,
-            weight=lambda group: group.weight,
-            max_weight=settings.message_bytes,
-        )
         self._stamps: Coalescer[stamping_pb2.CreateStampRequest, stamping_pb2.CreateStampResponse] = Coalescer(
             self._create_stamps,
             key=lambda request: request.request_id,
@@ -137,21 +161,19 @@ class Peer:
         self._states: Coalescer[str, store_pb2.State] = Coalescer(self._get_states, key=lambda key: key)
 
     async def aclose(self) -> None:
-        """Takes no more calls, and returns when those under way have their answers."""
-        for coalescer in (self._groups, self._stamps, self._states):
+        """Takes no more calls, and returns when those under way have their answers; reducers are their owner's to close."""
+        for coalescer in (self._stamps, self._states):
             await coalescer.aclose()
 
     async def submit(self, submissions: Sequence[Submission], correlation_id: str) -> list[Reduced | Exception]:
         """Takes workflows in, each durable with its content when this returns, or in its place why it was refused."""
-        outcomes: dict[int, Reduced | Exception] = {}
-        groups: dict[int, _Group] = {}
-        for index, submission in enumerate(submissions):
+        groups: list[_Group | BridgeError] = []
+        for submission in submissions:
             try:
-                groups[index] = await self._submission(submission, correlation_id)
+                groups.append(await self._submission(submission, correlation_id))
             except BridgeError as error:
-                outcomes[index] = error
-        outcomes |= zip(groups, await self._groups.submit_many(groups.values()), strict=True)
-        return [outcomes[index] for index in range(len(submissions))]
+                groups.append(error)
+        return await asyncio.gather(*(_outcome(group, self._reduce) for group in groups))
 
     def report_of(self, action_type: str, step: str = "", payload: str = "{}") -> Report:
         """What happened just now."""
@@ -176,7 +198,7 @@ class Peer:
             for report in reports
         ]
         weight = _ANSWERED * max(len(report.payload) for report in reports)
-        return await self._groups.submit(_Group(actions, weight))
+        return await self._reduce(_Group(actions, weight))
 
     async def check_content(self, submission: Submission) -> None:
         """Raises InvalidArgument, CONTENT_TOO_LARGE, where the content is too large without its own stamps, too."""
@@ -249,12 +271,8 @@ class Peer:
             action.blob_refs.append(submission.content_digest)
         return _Group([action], action.ByteSize())
 
-    async def _reduce(self, groups: Sequence[_Group]) -> list[Reduced | BridgeError]:
-        actions = [action for group in groups for action in group.actions]
-        request = reducer_pb2.BatchReduceRequest(actions=actions, last_states_only=True)
-        response = await self._reducer.BatchReduce(request)
-        results = iter(response.results)
-        return [_reduced(list(islice(results, len(group.actions)))) for group in groups]
+    async def _reduce(self, group: _Group) -> Reduced:
+        return await self._reducers.call(group.actions[0].key, lambda replica: replica.reduce(group))
 
     async def _create_stamps(
         self, requests: Sequence[stamping_pb2.CreateStampRequest]
@@ -278,6 +296,16 @@ class Peer:
     def _time(self) -> Timestamp:
         microseconds = self._now() // 1000
         return Timestamp(seconds=microseconds // 1_000_000, nanos=microseconds % 1_000_000 * 1000)
+
+
+async def _outcome(group: _Group | BridgeError, reduce: Callable[[_Group], Awaitable[Reduced]]) -> Reduced | Exception:
+    """What became of a group, a failure in its place."""
+    if isinstance(group, BridgeError):
+        return group
+    try:
+        return await reduce(group)
+    except Exception as error:
+        return error
 
 
 def stamp_json(stamp: stamping_pb2.Stamp) -> dict[str, Any]:

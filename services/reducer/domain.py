@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Annotated, Any, NamedTuple, Protocol, TypeAlias
+from typing import Annotated, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from blake3 import blake3
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, PlainValidator, StringConstraints
@@ -42,6 +42,12 @@ _MAX_DEPTH = 64
 
 class UnknownReducer(InvalidArgument):
     """The node has no reducer of this name."""
+
+    reason = errors_pb2.ERROR_REASON_UNKNOWN_REDUCER
+
+
+class UnknownVersion(FailedPrecondition):
+    """The key's state was made by a version of the reducer that the node does not have."""
 
     reason = errors_pb2.ERROR_REASON_UNKNOWN_REDUCER
 
@@ -213,21 +219,30 @@ class Current(NamedTuple):
     state: State | None
     size: int
     """Of the state as text, in characters."""
+    schema_version: int
+    """The version of the reducer that made the state; 0 where none did."""
+    streak: int = 0
+    """Commits in a row of this process that led to it, since it last asked whose turn the key is."""
 
 
-ABSENT = Current(0, None, 0)
+ABSENT = Current(0, None, 0, 0)
 
 
+@runtime_checkable
 class Reducer(Protocol):
-    """A pure function registered by name."""
+    """A pure function registered by name and version.
+
+    The same inputs give the same bytes, on every machine and in every process; what a version made of its inputs it makes for
+    ever, for its states are stored. It may import this module, which is all of the node that it needs.
+    """
 
     @property
     def name(self) -> str:
-        """What actions call it by."""
+        """What actions call it by: 1 to 255 of `A-Za-z0-9_.-`."""
 
     @property
-    def schema_version(self) -> int:
-        """The version of its states' form."""
+    def version(self) -> int:
+        """From 1; the state that it makes bears it as the store's schema_version."""
 
     def opens(self, action_type: str) -> bool:
         """Whether an action of this type makes a key that does not exist yet."""
@@ -237,22 +252,51 @@ class Reducer(Protocol):
 
 
 class Reducers:
-    """The reducers of a node."""
+    """The reducers of a node, no two of the same name and version.
+
+    The newest of a name opens keys. A key goes on with the version that made its state, so that a new version may be brought in
+    while keys of the one before are under way.
+    """
 
     def __init__(self, reducers: Iterable[Reducer]) -> None:
-        self._by_name = {reducer.name: reducer for reducer in reducers}
+        self._by_name: dict[str, dict[int, Reducer]] = {}
+        for reducer in sorted(reducers, key=lambda reducer: reducer.version):
+            self._by_name.setdefault(reducer.name, {})[reducer.version] = reducer
+        self._newest = {name: versions[max(versions)] for name, versions in self._by_name.items()}
+
+    def __iter__(self) -> Iterator[Reducer]:
+        """Every version of every reducer."""
+        return (reducer for versions in self._by_name.values() for reducer in versions.values())
 
     def get(self, name: str) -> Reducer:
-        """The reducer of this name. Raises UnknownReducer."""
-        reducer = self._by_name.get(name)
+        """The newest reducer of this name. Raises UnknownReducer."""
+        reducer = self._newest.get(name)
         if reducer is None:
-            known = ",".join(sorted(self._by_name))
+            known = ",".join(sorted(self._newest))
             raise UnknownReducer(
                 f"reducer: there is no {name}; known are {known}",
                 metadata={"field": "reducer", "reducer": name, "known": known},
                 violations=[FieldViolation("reducer", "must be the name of a reducer")],
             )
         return reducer
+
+    def of(self, name: str, current: Current) -> Reducer:
+        """The reducer of this name that folds on `current`: of its version, or the newest where no reducer made it.
+
+        Raises UnknownReducer, UnknownVersion.
+        """
+        newest = self.get(name)
+        wanted = current.schema_version
+        if wanted in (newest.version, 0):
+            return newest
+        versions = self._by_name[name]
+        if wanted not in versions:
+            known = ",".join(map(str, versions))
+            raise UnknownVersion(
+                f"{name}: the key's state is of version {wanted}; known are {known}",
+                metadata={"reducer": name, "version": str(wanted), "known": known},
+            )
+        return versions[wanted]
 
 
 def canonical(value: Json | State, limit: int, what: str) -> str:

@@ -1,6 +1,6 @@
 """Folds the actions that wait for a key into one commit, again and again until each has its outcome.
 
-How they wait is mailbox.py's, how the store is called store.py's, what a fold is the reducers'.
+How they wait is mailbox.py's, how the store is called store.py's, whose turn a key is turn.py's, what a fold is the reducers'.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Annotated, NamedTuple, TypeAlias
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,15 +22,22 @@ from services.chassis.errors import (
     InvalidArgument,
     NotFound,
 )
+from services.chassis.settings import SharedVariable
 from services.reducer.cache import StateCache
-from services.reducer.domain import ABSENT, Action, Current, Fold, Reducer, Reducers, State, decorrelated_jitter
+from services.reducer.domain import ABSENT, Action, Current, Fold, Reducers
 from services.reducer.mailbox import Letter, Mailboxes
 from services.reducer.store import Commit, Store, question
+from services.reducer.turn import Turns
 
 _log = logging.getLogger(__name__)
 
 GAVE_UP_TYPE = "ReducerGaveUp"
 GAVE_UP_TOPIC = "workflow"
+_MEETINGS = 2
+"""Conflicts that may be chance: after the first a fold is made anew at once, after the second the key's turn is waited for."""
+_STREAK = 16
+"""Commits in a row on a key, after which a process asks whose turn it is: who comes first each time notices nothing of those that
+he comes before. More than a workflow has."""
 _AT_FAULT = (InvalidArgument, NotFound, AlreadyExists, FailedPrecondition)
 """What the store refuses an action with; every other kind says something of the store, not of the action."""
 
@@ -49,16 +56,23 @@ class FoldingSettings(BaseModel):
     """Actions that have no outcome yet; some seconds of work. A longer queue only turns overload into missed deadlines."""
     waiting_bytes: int = Field(128 * 1024 * 1024, gt=0)
     """Payloads and blobs of these, for the node's memory has other uses."""
-    attempts: int = Field(5, gt=0)
-    """Commits of a fold that may come after another writer's. A key that loses five in a row has two owners, not bad luck."""
-    backoff_initial: float = Field(0.010, gt=0)
-    """The least wait after a conflict: about a commit's time."""
-    backoff_max: float = Field(0.250, gt=0)
-    """The longest: with five attempts a caller hears within a second."""
+    attempts: Annotated[int, SharedVariable("REDUCER_MAX_RETRIES")] = Field(64, gt=0)
+    """Conflicts after which a fold is given up, beyond the two after which it waits for the key's turn. A replica may commit 16
+    times before it notices the turn of another: fewer conflicts say little."""
+    backoff_initial: Annotated[float, SharedVariable("REDUCER_INITIAL_BACKOFF_MS", 0.001)] = Field(0.010, gt=0)
+    """The least wait between two questions for a key's turn: some commits' time."""
+    backoff_max: Annotated[float, SharedVariable("REDUCER_MAX_BACKOFF_MS", 0.001)] = Field(0.050, gt=0)
+    """The longest: a key rests no longer between two turns."""
     cache_entries: int = Field(10_000, ge=0)
     """Keys whose state is kept after a commit: some seconds' worth at the best rate, in which a workflow's next action comes."""
     cache_characters: int = Field(32 * 1024 * 1024, ge=0)
     """Text of the states that are kept; parsed they take about five times as much memory."""
+    turn_ttl: float = Field(2.0, ge=0.1, le=3600)
+    """When the turn of a replica that was killed ends: some times the longest turn, so that it cuts none short."""
+    turn_longest: float = Field(0.1, gt=0)
+    """The longest turn: some tens of commits, for which a caller of another replica can wait."""
+    turn_idle: float = Field(0.010, ge=0)
+    """A turn ends after that long without an action: callers send their next sooner."""
 
 
 class FoldingMetrics:
@@ -77,8 +91,8 @@ class FoldingMetrics:
         )
         self.backoff = Histogram(
             "reducer_backoff_ms",
-            "Waits after conflicts, in milliseconds.",
-            buckets=(10, 15, 25, 50, 75, 100, 150, 200, 250),
+            "Waits for a key's turn, in milliseconds.",
+            buckets=(10, 15, 20, 25, 30, 40, 50, 100, 250),
             registry=registry,
         )
 
@@ -102,12 +116,26 @@ class GaveUp(NamedTuple):
 
 Outcome: TypeAlias = Folded | store_pb2.KnownAction | store_pb2.Fenced | GaveUp
 _Letter: TypeAlias = Letter[Outcome]
-_Steps: TypeAlias = Sequence[tuple[_Letter, Fold]]
-_Refused: TypeAlias = Sequence[tuple[_Letter, BridgeError]]
+_Refused: TypeAlias = Sequence[tuple[_Letter, Exception]]
+
+
+class _Step(NamedTuple):
+    """A folded action, and the version of the reducer that folded it."""
+
+    letter: _Letter
+    fold: Fold
+    version: int
 
 
 class Folder:
-    """Folds actions and commits what comes of it. `draw` gives random numbers in [0, 1), `sleep` waits for seconds."""
+    """Folds actions and commits what comes of it.
+
+    Guarantees: an action takes effect once. One that other writers come before is folded anew, at once on the state that the first
+    conflict carried, after the second when it is the key's turn in this process; it is given up only where a writer that takes no
+    turns comes first again and again.
+
+    `owner` is another for every start of a process; `draw` gives random numbers in [0, 1), `sleep` waits for seconds.
+    """
 
     def __init__(
         self,
@@ -116,6 +144,7 @@ class Folder:
         settings: FoldingSettings,
         metrics: FoldingMetrics,
         *,
+        owner: str,
         draw: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -123,8 +152,17 @@ class Folder:
         self._store = store
         self._settings = settings
         self._metrics = metrics
-        self._draw = draw
-        self._sleep = sleep
+        self._turns = Turns(
+            store,
+            owner=owner,
+            ttl=settings.turn_ttl,
+            longest=settings.turn_longest,
+            idle=settings.turn_idle,
+            backoff=(settings.backoff_initial, settings.backoff_max),
+            waits=metrics.backoff,
+            draw=draw,
+            sleep=sleep,
+        )
         self._cache = StateCache(settings.cache_entries, settings.cache_characters)
         self._mailboxes: Mailboxes[Outcome] = Mailboxes(
             self._settle,
@@ -144,40 +182,43 @@ class Folder:
     async def dry_run(self, action: Action) -> Folded:
         """What would become of the action. Raises IllegalTransition, InvalidArgument."""
         current = await self._store.get(action.key)
-        fold = self._reducers.get(action.reducer).fold(current.state, action)
+        fold = self._reducers.of(action.reducer, current).fold(current.state, action)
         return Folded(action, current.version + 1, fold, None)
 
     async def aclose(self) -> None:
         """Takes no more actions, and returns when those that were taken in have their outcomes."""
         await self._mailboxes.aclose()
+        await self._turns.aclose()
 
     async def _settle(self, letters: Sequence[_Letter]) -> None:
+        key = letters[0].action.key
+        self._turns.begin(key)
         try:
             await self._fold(letters)
         except Exception as failure:
             # A bug, too: each sender raises it where the interceptor logs it.
             for letter in letters:
                 self._fail(letter, failure)
+        finally:
+            self._turns.end(key)
 
     async def _fold(self, letters: Sequence[_Letter]) -> None:
         """Ends letters of one key, one reducer and equal guards."""
         pending = list(letters)
         first = pending[0].action
-        reducer = self._reducers.get(first.reducer)
-        # Taken out of the cache: what is committed on it comes back.
-        guess = self._cache.take(first.key) or (ABSENT if reducer.opens(first.type) else None)
+        guess = await self._guess(first)
         current = guess or await self._store.get(first.key)
-        conflicts, delay = 0, 0.0
+        conflicts = 0
         while pending:
-            steps, refused = _folded(reducer, current.state, pending)
+            steps, refused = _folded(self._reducers, current, pending)
             try:
-                answer = await self._store.try_commit(_commit(reducer, current, steps) if steps else _question(pending))
+                answer = await self._store.try_commit(_commit(current, steps) if steps else _question(pending))
             except _AT_FAULT as failure:
                 await self._fold_apart(pending, failure)
                 return
             match answer:
                 case store_pb2.Committed():
-                    self._accept(steps, answer)
+                    self._accept(steps, answer, current.streak + 1)
                     await self._refuse(refused)
                     return
                 case store_pb2.Fenced():
@@ -194,11 +235,26 @@ class Folder:
                     if current is not guess:
                         conflicts += 1
                         self._metrics.conflicts.inc()
-                        if conflicts == self._settings.attempts:
+                        if conflicts == _MEETINGS + self._settings.attempts:
                             await self._give_up(pending, GaveUp(conflicts, actual.version))
                             return
-                        delay = await self._back_off(delay)
+                        if conflicts >= _MEETINGS and not self._turns.has(first.key):
+                            await self._turns.take(first.key)
+                            actual = await self._store.get(first.key)
                     current = actual
+
+    async def _guess(self, action: Action) -> Current | None:
+        """What the action's key is likely to be; None where that is to be asked of the store."""
+        # Taken out of the cache: what is committed on it comes back.
+        cached = self._cache.take(action.key)
+        if cached is None:
+            return ABSENT if self._reducers.get(action.reducer).opens(action.type) else None
+        if cached.streak < _STREAK or self._turns.has(action.key):
+            return cached
+        if await self._turns.is_anothers(action.key):
+            await self._turns.take(action.key)
+            return None
+        return cached._replace(streak=0)
 
     async def _fold_apart(self, letters: Sequence[_Letter], failure: BridgeError) -> None:
         """Ends letters of which the store refused some action: that one alone is to be refused."""
@@ -231,14 +287,14 @@ class Folder:
                 self._acknowledge(letters, answer)
         self._fail_each(refused)
 
-    def _accept(self, steps: _Steps, committed: store_pb2.Committed) -> None:
+    def _accept(self, steps: Sequence[_Step], committed: store_pb2.Committed, streak: int) -> None:
         """Ends the letters of a commit, and keeps the state that it made."""
-        last = steps[-1][1]
+        last_letter, last, version = steps[-1]
         if not last.final:
-            current = Current(committed.version, last.state, len(last.state_json))
-            self._cache.put(steps[-1][0].action.key, current)
+            current = Current(committed.version, last.state, len(last.state_json), version, streak)
+            self._cache.put(last_letter.action.key, current)
         self._metrics.successful.inc(len(steps))
-        for letter, fold in steps:
+        for letter, fold, _ in steps:
             letter.end(Folded(letter.action, committed.version, fold, committed))
 
     def _acknowledge(self, letters: Sequence[_Letter], duplicate: store_pb2.Duplicate) -> list[_Letter]:
@@ -267,14 +323,6 @@ class Folder:
         for letter, refusal in refused:
             self._fail(letter, refusal)
 
-    async def _back_off(self, previous: float) -> float:
-        """Waits, longer than before most often; how long."""
-        settings = self._settings
-        delay = decorrelated_jitter(previous, settings.backoff_initial, settings.backoff_max, self._draw())
-        self._metrics.backoff.observe(delay * 1000)
-        await self._sleep(delay)
-        return delay
-
     async def _give_up(self, letters: Sequence[_Letter], outcome: GaveUp) -> None:
         self._metrics.gave_up.inc(len(letters))
         self._metrics.failed.inc(len(letters))
@@ -291,30 +339,36 @@ class Folder:
 
 
 def _folded(
-    reducer: Reducer, state: State | None, letters: Sequence[_Letter]
-) -> tuple[list[tuple[_Letter, Fold]], list[tuple[_Letter, BridgeError]]]:
+    reducers: Reducers, current: Current, letters: Sequence[_Letter]
+) -> tuple[list[_Step], list[tuple[_Letter, Exception]]]:
     """The letters' actions folded one after another, and those that the state did not allow at their turn."""
-    steps: list[tuple[_Letter, Fold]] = []
-    refused: list[tuple[_Letter, BridgeError]] = []
+    steps: list[_Step] = []
+    refused: list[tuple[_Letter, Exception]] = []
+    try:
+        reducer = reducers.of(letters[0].action.reducer, current)
+    except BridgeError as refusal:
+        return [], [(letter, refusal) for letter in letters]
+    state = current.state
     for letter in letters:
         try:
             fold = reducer.fold(state, letter.action)
-        except BridgeError as refusal:
+        except Exception as refusal:
+            # A bug of the reducer, too: it harms no other action.
             refused.append((letter, refusal))
         else:
             state = fold.state
-            steps.append((letter, fold))
+            steps.append(_Step(letter, fold, reducer.version))
     return steps, refused
 
 
-def _commit(reducer: Reducer, current: Current, steps: _Steps) -> Commit:
-    letter, last = steps[-1]
+def _commit(current: Current, steps: Sequence[_Step]) -> Commit:
+    letter, last, version = steps[-1]
     return Commit(
         key=letter.action.key,
         expected=current.version,
         state_json=last.state_json,
-        schema_version=reducer.schema_version,
-        actions=[(letter.action, fold.events) for letter, fold in steps],
+        schema_version=version,
+        actions=[(step.letter.action, step.fold.events) for step in steps],
         projection=last.projection,
         final=last.final,
     )

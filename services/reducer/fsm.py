@@ -27,6 +27,7 @@ from services.reducer.machine import (
     Stage,
     Template,
     Transition,
+    has_type,
 )
 
 Location: TypeAlias = tuple[str | int, ...]
@@ -41,6 +42,7 @@ class MachineError(ValueError):
         self.reason = reason
 
 
+_Scalar: TypeAlias = str | bool | int | Annotated[float, Field(allow_inf_nan=False)] | None
 _Dotted: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$")]
 
 
@@ -68,6 +70,8 @@ class _StatePart(_Part):
     """Ends the key; nothing leads on from here."""
     entry: list[_EmissionPart] = []
     """What is emitted after a transition's own, where it comes here from another state."""
+    exit: list[_EmissionPart] = []
+    """What is emitted before a transition's own, where it leads from here to another state."""
 
 
 class _AppendPart(_Part):
@@ -87,8 +91,9 @@ class _TransitionPart(_Part):
     to: str
     payload: dict[_Dotted, Literal["string", "integer", "number", "boolean", "object", "array"]] = {}
     """Path to type of the fields that the payload must have; it may have more."""
-    when: dict[_Dotted, Annotated[list[str], Field(min_length=1)]] = {}
-    """Path to texts: each field must have one of its texts, or the next transition of the type is looked at."""
+    when: dict[_Dotted, Annotated[list[_Scalar], Field(min_length=1)]] = {}
+    """Path to texts, numbers, booleans or nulls: each field must have one of its values, or the next transition of the type is
+    looked at. Values are compared as JSON's: 1 is 1.0, and not true."""
     assign: dict[_Dotted, Any] = {}
     """Path in the state to a constant, `$payload.<path>` or `$occur_time`."""
     append: list[_AppendPart] = []
@@ -112,10 +117,12 @@ class _ProjectionPart(_Part):
 
 
 class _StateManagementPart(_Part):
-    schema_version: int = Field(ge=0)
-    """The version of the state's form."""
+    schema_version: int = Field(gt=0)
+    """The version of the state's form, and so of the reducer: keys that an older one made go on with that."""
     projection: _ProjectionPart
     """Paths in the state of what the projection is to show; what is no text of at most 255 bytes is left out."""
+    sessions: dict[str, Any] = {}
+    """How aggregation's sessions are kept: aggregation/contract.py reads it."""
 
 
 _FSM = "fsm"
@@ -157,7 +164,7 @@ class _Reader:
         projection = self._management.projection
         return Machine(
             name=self._fsm.name,
-            schema_version=self._management.schema_version,
+            version=self._management.schema_version,
             states=states,
             transitions=transitions,
             tag=self._projected(projection.tag, "tag"),
@@ -171,8 +178,13 @@ class _Reader:
             location = (_FSM, "states", at)
             if part.name in states:
                 raise MachineError((*location, "name"), f"there are two states {part.name}")
-            entry = self._emissions(part.entry, (*location, "entry"), {})
-            states[part.name] = Stage(part.final, entry)
+            if part.final and part.exit:
+                raise MachineError((*location, "exit"), f"{part.name} is final: nothing leads on from it")
+            states[part.name] = Stage(
+                part.final,
+                entry=self._emissions(part.entry, (*location, "entry"), {}),
+                exit=self._emissions(part.exit, (*location, "exit"), {}),
+            )
         return states
 
     def _transitions(self, states: Mapping[str, Stage]) -> dict[str | None, dict[str, tuple[Transition, ...]]]:
@@ -197,8 +209,12 @@ class _Reader:
         return found
 
     def _transition(self, part: _TransitionPart, location: Location) -> Transition:
-        for path in part.when:
+        for path, values in part.when.items():
             self._check_payload_path(tuple(path.split(".")), part.payload, (*location, "when", path))
+            kind = part.payload.get(path)
+            for at, value in enumerate(values):
+                if kind is not None and not has_type(value, kind):
+                    raise MachineError((*location, "when", path, at), f"no {kind} is ever {value!r}")
         return Transition(
             type=part.type,
             to=part.to,

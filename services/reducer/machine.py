@@ -5,6 +5,7 @@ How a machine is read from its contract is fsm.py's; what a fold returns and ref
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,6 +28,8 @@ from services.reducer.domain import (
 
 Path: TypeAlias = tuple[str, ...]
 """Names that lead to a value."""
+Scalar: TypeAlias = str | bool | int | float | None
+"""A value of JSON that holds no other."""
 
 STATE = "state"
 """The field of a state that says where the machine is; as the beginning of a path, the state after the transition."""
@@ -143,20 +146,22 @@ class Transition:
     to: str
     payload: tuple[tuple[Path, str], ...]
     """The fields that must be there, and their types."""
-    guards: tuple[tuple[Path, tuple[str, ...]], ...]
-    """Fields of the payload, and the texts of which each must have one."""
+    guards: tuple[tuple[Path, tuple[Scalar, ...]], ...]
+    """Fields of the payload, and the values of which each must have one."""
     assign: tuple[tuple[Path, Template], ...]
     append: tuple[Append, ...]
     emit: tuple[Emission, ...]
 
     def applies(self, payload: Json) -> bool:
         """Whether the payload meets the guards."""
-        return all(_find(path, payload) in allowed for path, allowed in self.guards)
+        return all(_is_among(_find(path, payload), allowed) for path, allowed in self.guards)
 
     def shadows(self, later: Transition) -> bool:
         """Whether this one takes every action that `later` would take."""
         theirs = dict(later.guards)
-        return all(path in theirs and all(value in allowed for value in theirs[path]) for path, allowed in self.guards)
+        return all(
+            path in theirs and all(_is_among(value, allowed) for value in theirs[path]) for path, allowed in self.guards
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +172,8 @@ class Stage:
     """Whether it ends the key."""
     entry: tuple[Emission, ...]
     """What is emitted where the machine comes here from another state."""
+    exit: tuple[Emission, ...]
+    """What is emitted where it goes from here to another state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +182,7 @@ class Machine:
 
     name: str
     """What actions call it by."""
-    schema_version: int
+    version: int
     """The version of its states' form."""
     states: Mapping[str, Stage]
     transitions: Mapping[str | None, Mapping[str, tuple[Transition, ...]]]
@@ -210,7 +217,10 @@ class Machine:
             _set(after, append.path, append.onto(_find(append.path, after), sources))
         sources |= {STATE: after, PREVIOUS: state or {}}
         entered = self.states[transition.to]
-        emissions = transition.emit if current == transition.to else (*transition.emit, *entered.entry)
+        emissions = transition.emit
+        if current != transition.to:
+            left = self.states[current].exit if current is not None else ()
+            emissions = (*left, *emissions, *entered.entry)
         return Fold(
             state=after,
             events=tuple(emission.event(sources) for emission in emissions),
@@ -227,7 +237,7 @@ class Machine:
             if transition.applies(action.payload_json.value):
                 return transition
         path = candidates[0].guards[0][0]
-        allowed = [value for transition in candidates for value in dict(transition.guards).get(path, ())]
+        allowed = [_shown(value) for transition in candidates for value in dict(transition.guards).get(path, ())]
         raise invalid_field(_field(path), f"must be one of {', '.join(allowed)}")
 
     def _project(self, state: State) -> Projection:
@@ -237,6 +247,18 @@ class Machine:
             if text is not None:
                 indices[name] = text
         return Projection(_short_text(self.tag, state) or "", _short_text(self.namespace, state) or "", indices)
+
+
+def _is_among(found: _Found, allowed: tuple[Scalar, ...]) -> bool:
+    if found not in allowed:
+        return False
+    # True equals 1 to Python and not to JSON.
+    is_bool = isinstance(found, bool)
+    return isinstance(found, str) or any(found == value and isinstance(value, bool) == is_bool for value in allowed)
+
+
+def _shown(value: Scalar) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _name_of(state: State) -> str:
@@ -270,9 +292,14 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 }
 
 
-def _check_type(found: _Found, kind: str, path: Path) -> None:
+def has_type(value: object, kind: str) -> bool:
+    """Whether a value is of a type, as JSON has types."""
     # A bool is an int to Python and no number to JSON.
-    if not isinstance(found, _TYPES[kind]) or (isinstance(found, bool) and kind != "boolean"):
+    return isinstance(value, _TYPES[kind]) and not (isinstance(value, bool) and kind != "boolean")
+
+
+def _check_type(found: _Found, kind: str, path: Path) -> None:
+    if not has_type(found, kind):
         raise invalid_field(_field(path), "must be set" if found is _MISSING else f"must be of type {kind}")
 
 

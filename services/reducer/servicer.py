@@ -25,6 +25,9 @@ from services.chassis.errors import (
 )
 from services.chassis.identity import event_id
 from services.chassis.turns import in_turns
+from services.reducer.aggregation.follower import Follower
+from services.reducer.aggregation.servicer import AggregationServicer
+from services.reducer.aggregation.sessions import Sessions
 from services.reducer.domain import Action, Limits, Reducers
 from services.reducer.folding import Folded, Folder, GaveUp, Outcome
 
@@ -32,8 +35,8 @@ _Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 _T = TypeVar("_T")
 
 
-class ReducerServicer(reducer_pb2_grpc.ReducerServiceServicer):
-    """Answers the reducer contract."""
+class FoldingServicer(reducer_pb2_grpc.ReducerServiceServicer):
+    """Folds actions."""
 
     def __init__(self, reducers: Reducers, folder: Folder, limits: Limits) -> None:
         self._reducers = reducers
@@ -114,6 +117,16 @@ class ReducerServicer(reducer_pb2_grpc.ReducerServiceServicer):
         )
         self._reducers.get(action.reducer)
         return action
+
+
+class ReducerServicer(FoldingServicer, AggregationServicer):
+    """Answers the reducer contract."""
+
+    def __init__(
+        self, reducers: Reducers, folder: Folder, limits: Limits, *, sessions: Sessions, follower: Follower
+    ) -> None:
+        FoldingServicer.__init__(self, reducers, folder, limits)
+        AggregationServicer.__init__(self, sessions, follower)
 
 
 def _guard(guard: store_pb2.Guard) -> dict[str, object]:

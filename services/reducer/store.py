@@ -1,4 +1,7 @@
-"""The reducer's way to the store: commits and reads of concurrent keys share the messages of the Batch RPCs. No rules."""
+"""The reducer's way to the store: commits and reads of concurrent keys share the messages of the Batch RPCs; leases go alone.
+
+No rules.
+"""
 
 from __future__ import annotations
 
@@ -84,6 +87,23 @@ class Store:
         """The key as the conflict found it."""
         return await self._current(conflict.current) if conflict.HasField("current") else ABSENT
 
+    async def acquire(self, lease: str, owner: str, ttl: float) -> int | None:
+        """The epoch with which `owner` now holds the lease, for `ttl` seconds; None where another does."""
+        request = store_pb2.AcquireLeaseRequest(name=lease, owner=owner)
+        request.ttl.FromNanoseconds(round(ttl * 1_000_000_000))
+        answer = await self._stub.AcquireLease(request)
+        return answer.lease.epoch if answer.acquired else None
+
+    async def holder(self, lease: str) -> str | None:
+        """Who holds the lease; None where nobody does."""
+        request = store_pb2.ListLeasesRequest(prefix=lease, page_size=1)
+        held = (await self._stub.ListLeases(request)).leases
+        return held[0].owner if held else None
+
+    async def release(self, lease: str, owner: str, epoch: int) -> None:
+        """Ends the lease, where it is still held so."""
+        await self._stub.ReleaseLease(store_pb2.ReleaseLeaseRequest(name=lease, owner=owner, epoch=epoch))
+
     async def append(self, request_id: str, events: Sequence[store_pb2.Event]) -> None:
         """Appends events that no commit bears, once for each request_id."""
         await self._stub.AppendEvents(store_pb2.AppendEventsRequest(request_id=request_id, events=events))
@@ -106,7 +126,7 @@ class Store:
         if state.state_omitted:
             state = (await self._stub.GetState(store_pb2.GetStateRequest(key=state.key))).state
         text = state.state_json
-        return Current(state.version, from_json(text), len(text))
+        return Current(state.version, from_json(text), len(text), state.schema_version)
 
 
 def _weight(commit: Commit) -> int:

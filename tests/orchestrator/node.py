@@ -20,10 +20,11 @@ from omninode.bridge.store.v1.store_pb2_grpc import StoreServiceStub
 from services.chassis import contracts
 from services.chassis.client import ClientSettings, connect
 from services.chassis.partitions import Partitions, PartitionSettings
+from services.chassis.routing import Router
 from services.chassis.server import Server, ServerSettings
 from services.orchestrator.domain import Coordination, Limits
 from services.orchestrator.node import CONTRACT, coordination_of
-from services.orchestrator.peer import MessageSettings, Peer
+from services.orchestrator.peer import MessageSettings, Peer, ReducerReplica
 from services.orchestrator.runner import ROLE, WORK, Runner, RunnerSettings
 from services.orchestrator.servicer import OrchestratorServicer
 from tests.reducer.node import reducer_node
@@ -121,11 +122,13 @@ class Orchestrator:
         self.stamping = Between(others.stamping)
         self.reducer = Between(others.reducer)
         self.store = Between(others.store)
+        messages = messages or MessageSettings()
+        self.replica = ReducerReplica(self.reducer, messages)  # type: ignore[arg-type]  # it stands for the stub
         self.peer = Peer(
             stamping=self.stamping,  # type: ignore[arg-type]  # it stands for the stub
-            reducer=self.reducer,  # type: ignore[arg-type]  # likewise
+            reducers=Router.of(self.replica),
             store=self.store,  # type: ignore[arg-type]  # likewise
-            settings=messages or MessageSettings(),
+            settings=messages,
             actor=self.owner,
             now=time.time_ns,
         )
@@ -189,3 +192,4 @@ async def orchestrator(others: Others, **options: Any) -> AsyncIterator[tuple[Or
         await node.partitions.aclose()
         await node.runner.aclose()
         await node.peer.aclose()
+        await node.replica.aclose()

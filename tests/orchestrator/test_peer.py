@@ -12,6 +12,7 @@ from omninode.bridge.orchestrator.v1 import orchestrator_pb2
 from omninode.bridge.reducer.v1 import reducer_pb2
 from omninode.bridge.store.v1 import store_pb2
 from services.chassis.errors import Aborted, BridgeError, NotFound, ResourceExhausted, Unavailable, to_message
+from services.chassis.routing import Router
 from services.orchestrator.domain import (
     Limits,
     Origin,
@@ -22,7 +23,7 @@ from services.orchestrator.domain import (
     digest_of,
     workflow_of,
 )
-from services.orchestrator.peer import MessageSettings, Owner, Peer, Reduced
+from services.orchestrator.peer import MessageSettings, Owner, Peer, Reduced, ReducerReplica
 from services.orchestrator.servicer import OrchestratorServicer
 
 STATE = {
@@ -58,11 +59,12 @@ class FakeStub:
 
 def peer_of(*, reducer: Any = None, store: Any = None, **settings: Any) -> Peer:
     unused: Any = None
+    messages = MessageSettings(**settings)
     return Peer(
         stamping=unused,
-        reducer=reducer,
+        reducers=Router.of(ReducerReplica(reducer, messages)),
         store=store,
-        settings=MessageSettings(**settings),
+        settings=messages,
         actor="one",
         now=lambda: 1_767_323_045_678_901_999,
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
+import uuid
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,15 +16,15 @@ from omninode.bridge.store.v1.store_pb2_grpc import StoreServiceStub
 from services.chassis import contracts
 from services.chassis.client import ClientSettings, connect
 from services.chassis.server import Server, ServerSettings
-from services.reducer.domain import Limits, Reducers
+from services.reducer.domain import Limits, Reducer, Reducers
 from services.reducer.folding import Folder, FoldingMetrics, FoldingSettings
 from services.reducer.machine import Machine
 from services.reducer.node import CONTRACT, machine_of
-from services.reducer.servicer import ReducerServicer
+from services.reducer.servicer import FoldingServicer
 from services.reducer.store import Store
 
 SERVICE = reducer_pb2.DESCRIPTOR.services_by_name["ReducerService"]
-QUICK = FoldingSettings(backoff_initial=0.001, backoff_max=0.002)
+QUICK = FoldingSettings(attempts=5, backoff_initial=0.001, backoff_max=0.002)
 """Waits that a test need not feel."""
 
 
@@ -32,15 +33,28 @@ def stamping_workflow() -> Machine:
     return machine_of(contracts.load(CONTRACT))
 
 
+def folding_servicer(reducers: Reducers, folder: Folder, limits: Limits) -> FoldingServicer:
+    """Answers Reduce and BatchReduce alone: aggregation is none of what these tests call, and has tests of its own."""
+    return FoldingServicer(reducers, folder, limits)  # type: ignore[abstract]  # the methods that it lacks are UNIMPLEMENTED
+
+
 @asynccontextmanager
 async def folder_over(
-    stub: Any, settings: FoldingSettings = QUICK, registry: CollectorRegistry | None = None, **options: Any
+    stub: Any,
+    settings: FoldingSettings = QUICK,
+    registry: CollectorRegistry | None = None,
+    reducers: Iterable[Reducer] | None = None,
+    **options: Any,
 ) -> AsyncIterator[Folder]:
-    """A folder of the contract's reducers over a stub of the store, or what stands in its way."""
+    """A folder of the contract's reducers, or of those given, over a stub of the store, or what stands in its way."""
     store = Store(stub, settings.waiting_actions)
     metrics = FoldingMetrics(registry or CollectorRegistry())
     folder = Folder(
-        Reducers([stamping_workflow()]), store, settings, metrics, **{"draw": random.Random(1).random, **options}
+        Reducers(reducers or [stamping_workflow()]),
+        store,
+        settings,
+        metrics,
+        **{"owner": uuid.uuid4().hex, "draw": random.Random(1).random, **options},
     )
     try:
         yield folder
@@ -59,7 +73,7 @@ async def reducer_node(
         folder_over(StoreServiceStub(channel), settings) as folder,
     ):
         server = Server(ServerSettings(drain_notice_seconds=0, drain_seconds=5), CollectorRegistry())
-        servicer = ReducerServicer(Reducers([stamping_workflow()]), folder, limits or Limits())
+        servicer = folding_servicer(Reducers([stamping_workflow()]), folder, limits or Limits())
         server.add(reducer_pb2_grpc.add_ReducerServiceServicer_to_server, servicer, SERVICE)
         await server.start()
         try:

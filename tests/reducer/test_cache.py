@@ -10,7 +10,7 @@ from services.reducer.domain import Current
 
 
 def current(version: int, size: int = 1) -> Current:
-    return Current(version, {"state": "OPEN"}, size)
+    return Current(version, {"state": "OPEN"}, size, 1)
 
 
 def test_what_is_taken_is_kept_no_more() -> None:

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from examples.counter.counter_reducer import Counter
 from omninode.bridge.store.v1 import store_pb2
-from services.reducer.domain import Reducers, UnknownReducer, decorrelated_jitter
+from services.reducer.domain import Current, Reducers, UnknownReducer, UnknownVersion, decorrelated_jitter
 from tests.reducer.node import stamping_workflow
 from tests.reducer.workflow import DIGEST, action
 
@@ -139,6 +140,25 @@ def test_an_unknown_reducer_is_refused_with_those_that_are_known() -> None:
         reducers.get("stampings")
     assert refusal.value.metadata == {"field": "reducer", "reducer": "stampings", "known": "stamping_workflow"}
     assert [violation.field for violation in refusal.value.violations] == ["reducer"]
+
+
+def test_the_newest_of_a_name_folds_what_no_version_made_and_each_version_what_it_made() -> None:
+    one, two = Counter(), Counter()
+    two.version = 2  # its own, and not its class'
+    reducers = Reducers([two, stamping_workflow(), one])
+    assert reducers.get("counter") is two
+    made = [reducers.of("counter", Current(1, {}, 2, version)) for version in (0, 1, 2)]
+    assert [reducer.version for reducer in made] == [2, 1, 2]
+    assert sorted((reducer.name, reducer.version) for reducer in reducers) == [
+        ("counter", 1),
+        ("counter", 2),
+        ("stamping_workflow", 1),
+    ]
+    with pytest.raises(UnknownVersion) as refusal:
+        reducers.of("counter", Current(1, {}, 2, 3))
+    assert refusal.value.metadata == {"reducer": "counter", "version": "3", "known": "1,2"}
+    with pytest.raises(UnknownReducer):
+        reducers.of("count", Current(1, {}, 2, 1))
 
 
 @given(draws=st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=20))

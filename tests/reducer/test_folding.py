@@ -13,6 +13,7 @@ import pytest
 from blake3 import blake3
 from prometheus_client import CollectorRegistry
 
+from examples.counter.counter_reducer import Counter
 from omninode.bridge.errors.v1 import errors_pb2
 from omninode.bridge.store.v1 import store_pb2
 from omninode.bridge.store.v1.store_pb2_grpc import StoreServiceStub
@@ -23,8 +24,9 @@ from services.chassis.errors import (
     InvalidArgument,
     Unavailable,
 )
-from services.reducer.domain import Action, IllegalTransition
+from services.reducer.domain import Action, IllegalTransition, UnknownVersion
 from services.reducer.folding import Folded, FoldingSettings, GaveUp
+from services.reducer.turn import lease_name
 from services.store.domain import Limits
 from tests.reducer.node import QUICK, folder_over
 from tests.reducer.workflow import DIGEST, FAILED, STEPS, SUBMITTED, WALK, action, step
@@ -158,19 +160,56 @@ async def test_a_hundred_actions_at_once_on_one_key_all_take_effect_once(
     assert registry.get_sample_value("reducer_successful_actions_total") == 102
 
 
-async def test_two_replicas_on_one_key_lose_nothing(store: StoreServiceStub) -> None:
-    await write(store)
-    names = [payload["step"] for payload in STEPS]
-    settings = FoldingSettings(backoff_initial=0.001, backoff_max=0.01, attempts=50)
-    async with folder_over(store, settings) as one, folder_over(store, settings) as two:
-        for _ in range(5):
-            steps = [action("step_completed", payload) for payload in STEPS]
-            outcomes = await asyncio.gather(
-                *(folder.fold([item]) for item, folder in zip(steps, (one, two) * 2, strict=True))
-            )
-            assert [type(outcome) for (outcome,) in outcomes] == [Folded] * 4
-    kept = json.loads((await state_of(store)).state_json)
-    assert sorted(item["name"] for item in kept["steps"]) == sorted(names)
+async def test_a_hundred_callers_of_two_replicas_on_one_key_all_take_effect_once_and_none_gives_up(
+    store: StoreServiceStub,
+) -> None:
+    registries = CollectorRegistry(), CollectorRegistry()
+    # Two actions a commit, so that the replicas meet again and again.
+    settings = FoldingSettings(commit_actions=2)
+    counting = [action("counted", reducer="counter") for _ in range(100)]
+    async with (
+        folder_over(store, settings, registries[0], reducers=[Counter()]) as one,
+        folder_over(store, settings, registries[1], reducers=[Counter()]) as two,
+    ):
+        outcomes = await asyncio.gather(
+            *(folder.fold([item]) for item, folder in zip(counting, (one, two) * 50, strict=True))
+        )
+    assert [type(outcome) for (outcome,) in outcomes] == [Folded] * 100
+    assert json.loads((await state_of(store)).state_json) == {"count": 100}
+    assert sum(registry.get_sample_value("reducer_gaveup_total") or 0 for registry in registries) == 0
+    assert sum(registry.get_sample_value("reducer_successful_actions_total") or 0 for registry in registries) == 100
+    assert sum(registry.get_sample_value("conflict_attempts_total") or 0 for registry in registries) > 0, "they met"
+
+
+async def test_who_always_comes_first_asks_whose_turn_it_is_and_waits_for_it(
+    store: StoreServiceStub, between: Between
+) -> None:
+    counter = [action("counted", {}, reducer="counter") for _ in range(20)]
+    waits = []
+
+    async with folder_over(between, reducers=[Counter()], sleep=no_sleep) as folder:
+        for item in counter[:17]:
+            await folder.fold([item])
+        assert between.names == ["BatchTryCommit"] * 16 + ["ListLeases", "BatchTryCommit"]
+    other = await turn(store)
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        await store.ReleaseLease(other)
+
+    between.calls.clear()
+    async with folder_over(between, reducers=[Counter()], sleep=sleep) as folder:
+        for _ in range(17):
+            outcomes = await folder.fold([action("counted", {}, reducer="counter")])
+    assert kinds(outcomes) == ["Folded"]
+    assert len(waits) == 1
+    assert between.names[-6:] == [
+        "ListLeases",
+        *["AcquireLease"] * 2,
+        "BatchGetStates",
+        "BatchTryCommit",
+        "ReleaseLease",
+    ]
 
 
 async def test_one_action_sent_sixteen_times_at_once_takes_effect_once(store: StoreServiceStub) -> None:
@@ -245,10 +284,31 @@ async def test_opening_a_key_that_is_open_is_refused_once_the_store_says_so(
     assert (await state_of(store)).version == version
 
 
-async def test_a_conflict_is_folded_anew_on_the_state_that_it_carries_after_a_wait(
+async def test_a_first_conflict_is_folded_anew_at_once_on_the_state_that_it_carries(
+    store: StoreServiceStub, between: Between
+) -> None:
+    registry, left = CollectorRegistry(), [1]
+
+    async def rival(request: store_pb2.BatchTryCommitRequest) -> None:
+        if left:
+            await write(store, other=left.pop())
+
+    await write(store)
+    between.before = rival
+    async with folder_over(between, QUICK, registry, sleep=no_sleep) as folder:
+        (outcome,) = await folder.fold([action("completed")])
+    assert isinstance(outcome, Folded)
+    assert (outcome.version, outcome.fold.state["other"]) == (3, 1)
+    assert between.names == ["BatchGetStates"] + ["BatchTryCommit"] * 2
+    assert registry.get_sample_value("conflict_attempts_total") == 1
+    assert registry.get_sample_value("reducer_backoff_ms_count") == 0
+
+
+async def test_after_a_second_conflict_the_keys_turn_is_waited_for_and_what_is_current_then_folded_on(
     store: StoreServiceStub, between: Between
 ) -> None:
     registry, waits, left = CollectorRegistry(), [], [1, 2]
+    other = await turn(store)
 
     async def rival(request: store_pb2.BatchTryCommitRequest) -> None:
         if left:
@@ -256,18 +316,43 @@ async def test_a_conflict_is_folded_anew_on_the_state_that_it_carries_after_a_wa
 
     async def sleep(seconds: float) -> None:
         waits.append(seconds)
+        if len(waits) == 2:
+            await write(store, other=3)
+            await store.ReleaseLease(other)
 
     await write(store)
     between.before = rival
     settings = FoldingSettings(backoff_initial=0.01, backoff_max=0.25)
     async with folder_over(between, settings, registry, sleep=sleep, draw=lambda: 0.5) as folder:
         (outcome,) = await folder.fold([action("completed")])
-    assert isinstance(outcome, Folded)
-    assert (outcome.version, outcome.fold.state["other"]) == (4, 1)
+        assert isinstance(outcome, Folded)
+        assert (outcome.version, outcome.fold.state["other"]) == (5, 3)
     assert waits == pytest.approx([0.01, 0.02])
-    assert between.names == ["BatchGetStates"] + ["BatchTryCommit"] * 3
+    conflicts = ["BatchTryCommit"] * 2
+    turns = ["AcquireLease"] * 3
+    assert between.names == ["BatchGetStates", *conflicts, *turns, "BatchGetStates", "BatchTryCommit", "ReleaseLease"]
     assert registry.get_sample_value("conflict_attempts_total") == 2
     assert registry.get_sample_value("reducer_backoff_ms_sum") == pytest.approx(30)
+
+
+async def test_in_its_turn_a_replica_folds_anew_at_once_whoever_comes_first(
+    store: StoreServiceStub, between: Between
+) -> None:
+    left = [1, 2, 3, 4]
+
+    async def rival(request: store_pb2.BatchTryCommitRequest) -> None:
+        if left:
+            await write(store, other=left.pop())
+
+    await write(store)
+    between.before = rival
+    async with folder_over(between, sleep=no_sleep) as folder:
+        (outcome,) = await folder.fold([action("completed")])
+        assert isinstance(outcome, Folded)
+        assert (outcome.version, outcome.fold.state["other"]) == (6, 1)
+    turn_comes = ["AcquireLease", "BatchGetStates"]
+    commits = ["BatchTryCommit"]
+    assert between.names == ["BatchGetStates", *commits * 2, *turn_comes, *commits * 3, "ReleaseLease"]
 
 
 async def test_a_fold_that_loses_every_race_is_given_up_and_told(
@@ -282,7 +367,7 @@ async def test_a_fold_that_loses_every_race_is_given_up_and_told(
     losers = [action("step_completed", step("validate_input")), action("completed")]
     async with folder_over(between, QUICK, registry) as folder:
         outcomes = await folder.fold(losers)
-    assert outcomes == [GaveUp(5, 6)] * 2
+    assert outcomes == [GaveUp(7, 8)] * 2
     (appended,) = [request for name, request in between.calls if name == "AppendEvents"]
     assert appended.request_id.startswith(str(losers[0].action_id))
     told = [json.loads(event.payload_json) for event in appended.events]
@@ -290,16 +375,125 @@ async def test_a_fold_that_loses_every_race_is_given_up_and_told(
     assert {event.partition_key for event in appended.events} == {KEY}
     assert told[1] == {
         "action_id": str(losers[1].action_id),
-        "actual_version": 6,
-        "attempt_count": 5,
+        "actual_version": 8,
+        "attempt_count": 7,
         "key": KEY,
         "reducer": "stamping_workflow",
         "type": "completed",
     }
     assert registry.get_sample_value("reducer_gaveup_total") == 2
     assert registry.get_sample_value("reducer_failed_actions_total") == 2
-    assert registry.get_sample_value("conflict_attempts_total") == 5
-    assert (await state_of(store)).version == 6
+    assert registry.get_sample_value("conflict_attempts_total") == 7
+    assert (await state_of(store)).version == 8
+
+
+async def test_a_turn_that_nobody_ends_is_waited_for_as_long_as_its_lease_could_last(
+    store: StoreServiceStub, between: Between
+) -> None:
+    left, waits = [1, 2], []
+
+    async def rival(request: store_pb2.BatchTryCommitRequest) -> None:
+        if left:
+            await write(store, other=left.pop())
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    await write(store)
+    await turn(store)
+    between.before = rival
+    settings = QUICK.model_copy(update={"turn_ttl": 0.1})
+    async with folder_over(between, settings, sleep=sleep) as folder:
+        assert kinds(await folder.fold([action("completed")])) == ["Folded"]
+    assert sum(waits) == pytest.approx(0.1, abs=settings.backoff_max)
+    assert between.names[-2:] == ["BatchGetStates", "BatchTryCommit"], "nothing of its own is to be released"
+
+
+async def test_the_turn_of_a_replica_that_was_killed_ends_by_itself(store: StoreServiceStub, between: Between) -> None:
+    left = [1, 2]
+
+    async def rival(request: store_pb2.BatchTryCommitRequest) -> None:
+        if left:
+            await write(store, other=left.pop())
+
+    await write(store)
+    await turn(store, ttl=0.1)
+    between.before = rival
+    async with folder_over(between) as folder:
+        assert kinds(await folder.fold([action("completed")])) == ["Folded"]
+    assert between.names[-1] == "ReleaseLease", "the turn came"
+
+
+async def test_a_turn_ends_after_its_longest_time_also_where_there_is_more_to_fold(
+    store: StoreServiceStub, between: Between
+) -> None:
+    left = [1, 2]
+
+    async def rival(request: store_pb2.BatchTryCommitRequest) -> None:
+        if left:
+            await write(store, other=left.pop())
+
+    await write(store)
+    between.before = rival
+    settings = QUICK.model_copy(update={"commit_actions": 1, "turn_longest": 1e-6, "turn_idle": 60})
+    async with folder_over(between, settings) as folder:
+        outcomes = await folder.fold([action("step_completed", payload) for payload in STEPS])
+        assert kinds(outcomes) == ["Folded"] * 4
+    assert between.names.count("ReleaseLease") == 1
+    assert between.names.index("ReleaseLease") < len(between.names) - 2
+
+
+async def test_a_reducers_bug_with_an_action_harms_no_other_of_its_commit(store: StoreServiceStub) -> None:
+    class Brittle(Counter):
+        def fold(self, state: Any, action: Action) -> Any:
+            return {} if "by" in action.payload_json.value and 1 / 0 else super().fold(state, action)
+
+    counts = [action("counted", payload, reducer="counter") for payload in ({}, {"by": 2}, {})]
+    async with folder_over(store, reducers=[Brittle()]) as folder:
+        outcomes = await folder.fold(counts)
+    assert kinds(outcomes) == ["Folded", "ZeroDivisionError", "Folded"]
+    assert json.loads((await state_of(store)).state_json) == {"count": 2}
+
+
+class Later(Counter):
+    """A version that counts by ten."""
+
+    version = 2
+
+    def fold(self, state: Any, action: Action) -> Any:
+        fold = super().fold(state, action)
+        count = fold.state["count"]
+        assert isinstance(count, int)
+        fold.state = {"count": count + 9}
+        return fold
+
+
+async def test_a_key_goes_on_with_the_version_that_made_it_and_the_newest_opens_keys(store: StoreServiceStub) -> None:
+    other = "counter/other"
+    async with folder_over(store, reducers=[Counter()]) as folder:
+        await folder.fold([action("counted", {}, reducer="counter")])
+    async with folder_over(store, reducers=[Later(), Counter()]) as folder:
+        # Read from the store, then cached; the last in one commit with nothing before it.
+        for key in (KEY, KEY, other, other):
+            assert kinds(await folder.fold([action("counted", {}, key=key, reducer="counter")])) == ["Folded"]
+    kept = [await state_of(store, key) for key in (KEY, other)]
+    assert [(json.loads(state.state_json)["count"], state.schema_version) for state in kept] == [(3, 1), (20, 2)]
+
+
+async def test_a_key_of_a_version_that_is_not_there_is_refused_by_name_and_left_as_it_is(
+    store: StoreServiceStub,
+) -> None:
+    first = action("counted", {}, reducer="counter")
+    async with folder_over(store, reducers=[Later()]) as folder:
+        await folder.fold([first])
+    async with folder_over(store, reducers=[Counter()]) as folder:
+        known, refused = await folder.fold([first, action("counted", {}, reducer="counter")])
+        with pytest.raises(UnknownVersion):
+            await folder.dry_run(action("counted", {}, reducer="counter"))
+    assert isinstance(known, store_pb2.KnownAction)
+    assert isinstance(refused, UnknownVersion)
+    assert refused.metadata == {"reducer": "counter", "version": "2", "known": "1"}
+    assert (await state_of(store)).version == 1
 
 
 async def test_an_action_that_was_given_up_takes_effect_when_it_is_sent_again(
@@ -330,7 +524,7 @@ async def test_an_action_that_is_given_up_twice_is_told_of_twice(
         for _ in range(2):
             assert kinds(await folder.fold([last])) == ["GaveUp"]
     told = [request.events[0] for name, request in between.calls if name == "AppendEvents"]
-    assert [json.loads(event.payload_json)["actual_version"] for event in told] == [version + 1, version + 2]
+    assert [json.loads(event.payload_json)["actual_version"] for event in told] == [version + 3, version + 6]
     assert not caplog.records, "the store took both"
 
 
@@ -346,8 +540,21 @@ async def test_an_action_is_given_up_also_where_the_store_does_not_take_the_even
     await write(store)
     between.before, between.append = rival, away
     async with folder_over(between, QUICK.model_copy(update={"attempts": 1})) as folder:
-        assert await folder.fold([action("completed")]) == [GaveUp(1, 2)]
+        assert await folder.fold([action("completed")]) == [GaveUp(3, 4)]
     assert [record.getMessage() for record in caplog.records] == ["event of an action given up is lost"]
+
+
+async def no_sleep(seconds: float) -> None:
+    raise AssertionError(f"nothing is to wait, but something did for {seconds} s")
+
+
+async def turn(store: StoreServiceStub, owner: str = "another", ttl: float = 60) -> store_pb2.ReleaseLeaseRequest:
+    """Another replica's turn on the key; what ends it."""
+    request = store_pb2.AcquireLeaseRequest(name=lease_name(KEY), owner=owner)
+    request.ttl.FromMilliseconds(round(ttl * 1000))
+    answer = await store.AcquireLease(request)
+    assert answer.acquired
+    return store_pb2.ReleaseLeaseRequest(name=request.name, owner=owner, epoch=answer.lease.epoch)
 
 
 async def lease(store: StoreServiceStub, owner: str = "one") -> dict[str, Any]:

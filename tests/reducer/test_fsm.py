@@ -352,10 +352,100 @@ def test_a_transition_that_an_earlier_one_leaves_something_to_is_taken_for_that(
     assert shut == {"hand": "CLOSED", "wind": "CLOSED", "mason": "BRICKED_UP"}
 
 
+LIFT: dict[str, Any] = {
+    "name": "lift",
+    "states": [{"name": "HERE"}, {"name": "UP"}, {"name": "DOWN"}, {"name": "STUCK", "final": True}],
+    "transitions": [
+        {"type": "called", "to": "HERE", "payload": {"at": "string"}, "assign": {"owner.name": "$payload.at"}},
+        *(
+            {"type": "sent", "from": ["HERE"], "to": to, "payload": {"way": "object"}, "when": {"way.to": values}}
+            for to, values in (("UP", [1, True, "up"]), ("DOWN", [-0.5, False, None]))
+        ),
+        {"type": "stopped", "from": ["UP", "DOWN"], "to": "STUCK"},
+    ],
+}
+LIFT_MANAGEMENT = {"schema_version": 1, "projection": {"tag": "state", "namespace": "owner.name", "indices": {}}}
+
+
+@pytest.mark.parametrize(
+    ("value", "state"),
+    [
+        ("up", "UP"), (1, "UP"), (1.0, "UP"), (True, "UP"), (-0.5, "DOWN"), (False, "DOWN"), (None, "DOWN"),
+    ],
+)  # fmt: skip
+def test_a_guard_compares_values_as_json_does(value: Any, state: str) -> None:
+    lift = fsm.read(LIFT, LIFT_MANAGEMENT)
+    here = lift.fold(None, action("called", {"at": "x"})).state
+    assert lift.fold(here, action("sent", {"way": {"to": value}})).state["state"] == state
+
+
+@pytest.mark.parametrize("value", [0, -0.0, "1", "true", "null", [1], {}, 2, "_MISSING"], ids=repr)
+def test_a_guard_takes_no_value_for_another_and_names_those_that_it_takes(value: Any) -> None:
+    lift = fsm.read(LIFT, LIFT_MANAGEMENT)
+    here = lift.fold(None, action("called", {"at": "x"})).state
+    way = {} if value == "_MISSING" else {"to": value}
+    with pytest.raises(InvalidArgument) as refusal:
+        lift.fold(here, action("sent", {"way": way}))
+    (violation,) = refusal.value.violations
+    assert violation.field == "payload_json.way.to"
+    assert violation.description == "must be one of 1, true, up, -0.5, false, null"
+
+
+def test_what_a_transition_emits_comes_between_the_exit_of_its_state_and_the_entry_of_the_next() -> None:
+    def told(event_type: str) -> dict[str, Any]:
+        payload = {"was": "$previous.state", "is": "$state.state"}
+        return {"kind": "INTENT", "event_type": event_type, "topic": "doors", "payload": payload}
+
+    states = [{**state, "exit": [told(f"LEFT_{state['name']}")]} for state in DOOR["states"] if not state.get("final")]
+    machine = fsm.read({**DOOR, "states": [*states, DOOR["states"][2]]}, MANAGEMENT)
+    built = machine.fold(None, action("built", BUILT))
+    shut = machine.fold(built.state, action("shut", {"by": "hand"}))
+    opened = machine.fold(shut.state, action("opened"))
+    knocked = machine.fold(opened.state, action("knocked", {"who": "Ada", "count": 1}))
+    assert [[event.event_type for event in fold.events] for fold in (built, shut, opened, knocked)] == [
+        ["OPENED"],
+        ["LEFT_OPEN"],
+        ["LEFT_CLOSED", "oil", "OPENED"],
+        [],
+    ]
+    assert json.loads(shut.events[0].payload_json) == {"was": "OPEN", "is": "CLOSED"}
+    assert shut.events[0].kind is EventKind.INTENT
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "place", "reason"),
+    [
+        ("states/2/exit", [DOOR["states"][0]["entry"][0]], "", "BRICKED_UP is final"),
+        ("states/0/exit", [{"kind": "HINT"}], "states/0/exit/0/kind", "Input should be"),
+        ("transitions/1/when/by", ["hand", 1], "transitions/1/when/by/1", "no string is ever 1"),
+        ("transitions/1/when/by", [None], "transitions/1/when/by/0", "no string is ever None"),
+        ("transitions/1/when/by", [float("nan")], "transitions/1/when/by/0", ""),
+        ("transitions/1/when/by", [[1]], "transitions/1/when/by/0", ""),
+        ("transitions/1/when/by", [], "", "at least 1"),
+        ("transitions/4/when", {"count": [True]}, "transitions/4/when/count/0", "no integer is ever True"),
+    ],
+)
+def test_a_guard_or_an_exit_that_cannot_be_is_refused_with_its_place(
+    path: str, value: Any, place: str, reason: str
+) -> None:
+    with pytest.raises(fsm.MachineError) as refusal:
+        fsm.read(edited(DOOR, path, value), MANAGEMENT)
+    assert "/".join(map(str, refusal.value.location)).startswith(f"fsm/{place or path}")
+    assert reason in refusal.value.reason
+
+
+def test_one_is_not_true_also_where_a_transition_shadows_another() -> None:
+    fsm.read(edited(LIFT, "transitions/2/when/way.to", [1.5, "down"]), LIFT_MANAGEMENT)
+    with pytest.raises(fsm.MachineError, match="an earlier transition takes every sent from HERE"):
+        fsm.read(edited(LIFT, "transitions/2/when/way.to", [1.0, "up"]), LIFT_MANAGEMENT)
+    only_true = edited(LIFT, "transitions/1/when/way.to", [True])
+    fsm.read(edited(only_true, "transitions/2/when/way.to", [1]), LIFT_MANAGEMENT)
+
+
 @pytest.mark.parametrize(
     ("path", "value", "reason"),
     [
-        ("schema_version", -1, "greater than or equal to 0"),
+        ("schema_version", 0, "greater than 0"),
         ("projection/tag", "colour", "field colour"),
         ("projection/indices/x", "y.z", "field y"),
     ],

@@ -100,6 +100,15 @@ def test_the_settings_come_from_the_contract_and_the_environment() -> None:
     assert (tuned.server.port, tuned.store.target, tuned.folding.attempts) == (50053, "127.0.0.1:50054", 7)
 
 
+def test_the_names_of_the_earlier_bridge_are_read_and_its_own_go_before() -> None:
+    contract = contracts.load(CONTRACT)
+    environ = {"REDUCER_MAX_RETRIES": "7", "REDUCER_INITIAL_BACKOFF_MS": "20", "REDUCER_MAX_BACKOFF_MS": "400"}
+    folding = settings.load(ReducerSettings, node="reducer", contract=contract, environ=environ).folding
+    assert (folding.attempts, folding.backoff_initial, folding.backoff_max) == (7, 0.02, 0.4)
+    environ["OMNIBRIDGE_REDUCER__FOLDING__ATTEMPTS"] = "8"
+    assert settings.load(ReducerSettings, node="reducer", contract=contract, environ=environ).folding.attempts == 8
+
+
 def test_every_setting_of_its_own_gives_its_reason() -> None:
     contract = contracts.load(CONTRACT)
     described = settings.describe(ReducerSettings, node="reducer", contract=contract)

@@ -121,6 +121,8 @@ async def test_a_batch_is_answered_in_request_order_each_with_its_own_outcome(
     )
     assert fenced.fenced == store_pb2.Fenced(lease="nobody")
     assert illegal.error.reason == errors_pb2.ERROR_REASON_ILLEGAL_TRANSITION
+    assert (illegal.error.metadata["state"], illegal.error.metadata["allowed"]) == ("PENDING", "started,failed")
+    assert unknown.error.metadata["known"] == "stamping_workflow"
     assert unknown.error.reason == errors_pb2.ERROR_REASON_UNKNOWN_REDUCER
     assert fields_of(unknown.error) == [f"actions[{len(WALK) + 4}].reducer"]
     assert fields_of(unfit.error) == [f"actions[{len(WALK) + 5}].payload_json.size_bytes"]

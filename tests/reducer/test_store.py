@@ -21,9 +21,8 @@ from services.chassis.errors import (
 )
 from services.reducer import store as store_module
 from services.reducer.domain import ABSENT, Event, EventKind, Limits, Reducers
-from services.reducer.servicer import ReducerServicer
 from services.reducer.store import Commit, Store
-from tests.reducer.node import folder_over, stamping_workflow
+from tests.reducer.node import folder_over, folding_servicer, stamping_workflow
 from tests.reducer.workflow import DIGEST, SUBMITTED, WALK, action, message
 
 
@@ -97,7 +96,7 @@ async def test_a_read_tells_an_absent_key_from_one_that_the_store_refuses() -> N
 async def batch(stub: FakeStub, limits: Limits, **fields: Any) -> reducer_pb2.BatchReduceResponse:
     unused: Any = None
     async with folder_over(stub) as folder:
-        servicer = ReducerServicer(Reducers([stamping_workflow()]), folder, limits)
+        servicer = folding_servicer(Reducers([stamping_workflow()]), folder, limits)
         return await servicer.BatchReduce(reducer_pb2.BatchReduceRequest(**fields), unused)
 
 

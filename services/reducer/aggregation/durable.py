@@ -76,6 +76,10 @@ class Head:
     """Up to this version the checkpoint holds everything; 0 where there is none."""
     deltas: tuple[DeltaRef, ...]
     """In order. Those up to `checkpoint_version` are kept for what was answered then."""
+    released_offset: int = 0
+    """What was answered up to this offset is not kept any more."""
+    newest: int = 0
+    """The newest event time of an item that came, in microseconds."""
 
     def pending(self, after: int) -> list[DeltaRef]:
         """The deltas of the versions after this one."""

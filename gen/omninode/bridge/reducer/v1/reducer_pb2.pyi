@@ -44,7 +44,9 @@ class Action(_message.Message):
     action_id: _builtins.str
     """A UUID, unique among all actions of the database."""
     reducer: _builtins.str
-    """The reducer that folds it, by name."""
+    """The reducer that folds it, by name. Of several versions the newest opens the key, and the one that made its state goes on with it;
+    a version that the node does not have is refused as UNKNOWN_REDUCER, FAILED_PRECONDITION.
+    """
     type: _builtins.str
     """What happened, in the reducer's own words: 1 to 255 of `A-Za-z0-9_.-`."""
     payload_json: _builtins.str
@@ -250,7 +252,7 @@ class GaveUp(_message.Message):
     ATTEMPT_COUNT_FIELD_NUMBER: _builtins.int
     ACTUAL_VERSION_FIELD_NUMBER: _builtins.int
     attempt_count: _builtins.int
-    """The attempts."""
+    """The commits that came after another writer's."""
     actual_version: _builtins.int
     """The version that came first at the last one."""
     def __init__(

@@ -27,7 +27,7 @@ if _version_not_supported:
 
 
 class ReducerServiceStub:
-    """Folds actions into the state of keys: `(state, action) -> (state', events)`, by pure functions registered by name.
+    """Folds actions into the state of keys: `(state, action) -> (state', events)`, by pure functions registered by name and version.
 
     The node keeps nothing: every fold is committed through the store. Every refusal carries an ErrorInfo, see errors.proto; a
     refusal of the store passes through as it is, and a store that cannot be reached is NODE_UNAVAILABLE.
@@ -77,7 +77,7 @@ class ReducerServiceStub:
 
 
 class ReducerServiceServicer:
-    """Folds actions into the state of keys: `(state, action) -> (state', events)`, by pure functions registered by name.
+    """Folds actions into the state of keys: `(state, action) -> (state', events)`, by pure functions registered by name and version.
 
     The node keeps nothing: every fold is committed through the store. Every refusal carries an ErrorInfo, see errors.proto; a
     refusal of the store passes through as it is, and a store that cannot be reached is NODE_UNAVAILABLE.
@@ -87,8 +87,8 @@ class ReducerServiceServicer:
         """Folds one action into its key's state and commits both.
 
         Actions that wait for the same key are folded one after another into one commit. Where another writer came first, the action
-        is folded anew on the state that is current, up to a bound of attempts. The same action sent again is a duplicate and takes no
-        effect.
+        is folded anew on the state that is current; replicas of the node take turns on a key that they meet on, so that it is given up
+        only where another writer comes first again and again. The same action sent again is a duplicate and takes no effect.
 
         Errors: INVALID_FIELD, UNKNOWN_REDUCER, ILLEGAL_TRANSITION, ACTION_ID_REUSED, BLOB_MISSING, BLOB_DIGEST_MISMATCH, QUEUE_FULL.
         """
@@ -203,7 +203,7 @@ def add_ReducerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ReducerService:
-    """Folds actions into the state of keys: `(state, action) -> (state', events)`, by pure functions registered by name.
+    """Folds actions into the state of keys: `(state, action) -> (state', events)`, by pure functions registered by name and version.
 
     The node keeps nothing: every fold is committed through the store. Every refusal carries an ErrorInfo, see errors.proto; a
     refusal of the store passes through as it is, and a store that cannot be reached is NODE_UNAVAILABLE.

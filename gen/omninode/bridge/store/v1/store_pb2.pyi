@@ -193,7 +193,7 @@ class _RetentionKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Retenti
     RETENTION_KIND_UNSPECIFIED: _RetentionKind.ValueType  # 0
     """Never sent."""
     RETENTION_KIND_DEDUP: _RetentionKind.ValueType  # 1
-    """Action ids of ended keys, and requests of appended events, which from then on are not known any more."""
+    """Action ids of ended keys, transient ones, and requests of appended events, which from then on are not known any more."""
     RETENTION_KIND_COMMITS: _RetentionKind.ValueType  # 2
     """Commits of the log."""
     RETENTION_KIND_KEYS: _RetentionKind.ValueType  # 3
@@ -209,7 +209,7 @@ class RetentionKind(_RetentionKind, metaclass=_RetentionKindEnumTypeWrapper):
 RETENTION_KIND_UNSPECIFIED: RetentionKind.ValueType  # 0
 """Never sent."""
 RETENTION_KIND_DEDUP: RetentionKind.ValueType  # 1
-"""Action ids of ended keys, and requests of appended events, which from then on are not known any more."""
+"""Action ids of ended keys, transient ones, and requests of appended events, which from then on are not known any more."""
 RETENTION_KIND_COMMITS: RetentionKind.ValueType  # 2
 """Commits of the log."""
 RETENTION_KIND_KEYS: RetentionKind.ValueType  # 3
@@ -600,6 +600,7 @@ class TryCommitRequest(_message.Message):
     GUARDS_FIELD_NUMBER: _builtins.int
     FINAL_FIELD_NUMBER: _builtins.int
     RELEASED_BLOB_REFS_FIELD_NUMBER: _builtins.int
+    TRANSIENT_ACTIONS_FIELD_NUMBER: _builtins.int
     key: _builtins.str
     """`<collection>/<id>`."""
     state_json: _builtins.str
@@ -608,6 +609,10 @@ class TryCommitRequest(_message.Message):
     """The version of the state's form, for who reads it; not negative."""
     final: _builtins.bool
     """Ends the key: it is no open key any more, and retention counts from here. A later commit may open it again."""
+    transient_actions: _builtins.bool
+    """The actions need to be known only as long as the log keeps the commit: for a key whose one writer knows by the version what took
+    effect. Without it they are known for as long as the key is open.
+    """
     @_builtins.property
     def expected(self) -> Global___Expectation:
         """What the key must be at."""
@@ -653,10 +658,11 @@ class TryCommitRequest(_message.Message):
         guards: _abc.Iterable[Global___Guard] | None = ...,
         final: _builtins.bool = ...,
         released_blob_refs: _abc.Iterable[_builtins.str] | None = ...,
+        transient_actions: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expected", b"expected", "projection", b"projection"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions", "blob_refs", b"blob_refs", "blobs", b"blobs", "expected", b"expected", "final", b"final", "guards", b"guards", "key", b"key", "projection", b"projection", "released_blob_refs", b"released_blob_refs", "schema_version", b"schema_version", "state_json", b"state_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions", "blob_refs", b"blob_refs", "blobs", b"blobs", "expected", b"expected", "final", b"final", "guards", b"guards", "key", b"key", "projection", b"projection", "released_blob_refs", b"released_blob_refs", "schema_version", b"schema_version", "state_json", b"state_json", "transient_actions", b"transient_actions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -28,6 +28,7 @@ VERBS = (
     "state",
     "projections",
     "outbox",
+    "aggregates",
     "migrate",
 )
 """Each is the module of this name in services.cli.verb, whose `app` is the verb."""

@@ -70,8 +70,8 @@ def progress(what: str, total: int) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def gauge(what: str) -> Iterator[Callable[[str, int, int], None]]:
-    """As `progress`; what it gives is called with what is being done, how much of it is done, and how much there is."""
+def gauge(what: str) -> Iterator[Callable[[str, int, int | None], None]]:
+    """As `progress`; what it gives is called with what is being done, how much is done, and of how much, if that is known."""
     with _bar() as bar:
         task = bar.add_task(what, total=None)
         yield lambda doing, done, total: bar.update(task, description=doing, completed=done, total=total)

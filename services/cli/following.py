@@ -58,8 +58,9 @@ class FeedReset(CommandError):
 class Patience:
     """Waits while a node is away, however long, and says so once each time that it goes."""
 
-    def __init__(self, node: str) -> None:
+    def __init__(self, node: str, tell: Callable[[str], None] = complain) -> None:
         self._node = node
+        self._tell = tell
         self._was_there = False
         """Whether a node ever answered: one that never did is not restarting, it was not started."""
         self._told = False
@@ -78,7 +79,7 @@ class Patience:
             self._told = True
             gone = target.is_nobody_there(error)
             why = "no node answers" if gone else f"{target.reason_of(error)}: {target.message_of(error)}"
-            complain(f"{self._node}: {why}; reconnecting until it is back")
+            self._tell(f"{self._node}: {why}; reconnecting until it is back")
         await asyncio.sleep(self._pause)
         self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
 

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.-]{1,255}")
-_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|)")
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "": 1.0}
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h|d|)")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
 
 
 def stated(text: str) -> str:
@@ -48,7 +48,7 @@ def duration(text: str) -> timedelta:
     """The parser of a length of time. Raises BadParameter."""
     parts = _DURATION.fullmatch(text)
     if not parts:
-        raise typer.BadParameter("a length of time is written as 500ms, 5s or 1m")
+        raise typer.BadParameter("a length of time is written as 500ms, 5s, 1m, 1h or 1d")
     return timedelta(seconds=float(parts[1]) * _UNITS[parts[2]])
 
 

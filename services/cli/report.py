@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich import box
 from rich.table import Table
@@ -14,6 +15,8 @@ from services.cli import console
 from services.cli.failure import shown
 from services.cli.stamping import Placement, Stamped
 from services.cli.validation import Validated, Verdict
+
+ABSENT = "-"
 
 
 def by_type(stamped: Sequence[Stamped]) -> Table:
@@ -135,6 +138,27 @@ def table_of(*headings: str, numbers_from: int | None = None) -> Table:
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="right" if numbers_from is not None and index >= numbers_from else "left")
     return table
+
+
+def folding(table: Table, *columns: int) -> Table:
+    """The table with those columns broken into lines where a terminal is too narrow, and not cut off."""
+    for column in columns:
+        table.columns[column].overflow = "fold"
+    return table
+
+
+def text(value: str) -> str:
+    """A text as a table shows it."""
+    return shown(value) or ABSENT
+
+
+def span(time: Duration) -> str:
+    """A length of time in the unit that reads best: `0.35 s`, `1.5 h`, `7 d`."""
+    seconds = time.ToNanoseconds() / 1e9
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
 
 
 def moment(time: Timestamp, timespec: str = "seconds") -> str:

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.table import Table
 
 from omninode.bridge.store.v1 import store_pb2 as pb
-from services.cli.failure import shown
-from services.cli.report import counted, moment, table_of
-
-_ABSENT = "-"
+from services.cli.report import ABSENT, counted, folding, moment, span, table_of, text
 
 
 def commit(action: pb.CommittedAction) -> str:
     """An action of the log as a line; with the state, where it holds one."""
     place = f"{action.partition}:{action.offset}"
     parts = [moment(action.commit_time, "milliseconds"), action.key, f"v{action.version}", action.type]
-    parts += [action.provenance.actor or _ABSENT, place, *(["final"] if action.final else []), action.state_json]
+    parts += [action.provenance.actor or ABSENT, place, *(["final"] if action.final else []), action.state_json]
     return "  ".join(filter(None, parts))
 
 
@@ -38,8 +34,8 @@ def history(actions: Sequence[pb.CommittedAction]) -> Table:
     for action in actions:
         told = action.provenance
         texts = (action.type, told.actor, told.effect_id, told.correlation_id)
-        table.add_row(str(action.version), *map(_text, texts), moment(action.commit_time, "milliseconds"))
-    return _folding(table, 1, 2, 3, 4)
+        table.add_row(str(action.version), *map(text, texts), moment(action.commit_time, "milliseconds"))
+    return folding(table, 1, 2, 3, 4)
 
 
 def projections(listed: Sequence[pb.Projection]) -> Table:
@@ -48,22 +44,22 @@ def projections(listed: Sequence[pb.Projection]) -> Table:
     for item in listed:
         indices = " ".join(f"{name}={value}" for name, value in sorted(item.indices.items()))
         table.add_row(
-            _text(item.key),
+            text(item.key),
             str(item.version),
-            *map(_text, (item.tag, item.last_action, item.namespace)),
+            *map(text, (item.tag, item.last_action, item.namespace)),
             _when(item, "create_time"),
             _when(item, "update_time"),
-            _text(indices),
+            text(indices),
         )
-    return _folding(table, 0, 7)
+    return folding(table, 0, 7)
 
 
 def groups(what: str, counts: Sequence[pb.ProjectionCount]) -> Table:
     """How many projections have each value."""
     table = table_of(what, "projections", numbers_from=1)
     for item in counts:
-        table.add_row(_text(item.value), f"{item.count:,}")
-    return _folding(table, 0)
+        table.add_row(text(item.value), f"{item.count:,}")
+    return folding(table, 0)
 
 
 def watermarks(listed: Sequence[pb.Watermark]) -> Table:
@@ -84,12 +80,12 @@ def consumers(listed: Sequence[pb.Consumer]) -> Table:
         acknowledged = [part.ack_time for part in item.partitions if part.HasField("ack_time")]
         last = max(acknowledged, key=lambda time: (time.seconds, time.nanos), default=None)
         table.add_row(
-            _text(item.consumer),
+            text(item.consumer),
             f"{item.lag:,}",
             _when(item, "register_time"),
             moment(last) if last is not None else "never",
         )
-    return _folding(table, 0)
+    return folding(table, 0)
 
 
 def consumer_partitions(listed: Sequence[pb.Consumer]) -> Table:
@@ -99,8 +95,8 @@ def consumer_partitions(listed: Sequence[pb.Consumer]) -> Table:
         for part in item.partitions:
             acknowledged = moment(part.ack_time) if part.HasField("ack_time") else "never"
             numbers = map(str, (part.partition, part.next_offset, part.lag))
-            table.add_row(_text(item.consumer), *numbers, acknowledged)
-    return _folding(table, 0)
+            table.add_row(text(item.consumer), *numbers, acknowledged)
+    return folding(table, 0)
 
 
 def retention(counts: Sequence[pb.RetentionCount]) -> Table:
@@ -119,26 +115,6 @@ def behind(lag: pb.ProjectionLag) -> str:
     return f"{counted(lag.commits, 'commit')} ({span(lag.time)}) behind the log"
 
 
-def span(time: Duration) -> str:
-    """A length of time in the unit that reads best: `0.35 s`, `1.5 h`, `7 d`."""
-    seconds = time.ToNanoseconds() / 1e9
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.3g} s"
-
-
-def _text(value: str) -> str:
-    return shown(value) or _ABSENT
-
-
 def _when(message: pb.Projection | pb.Consumer, field: str) -> str:
     time: Timestamp = getattr(message, field)
-    return moment(time) if time.ByteSize() else _ABSENT
-
-
-def _folding(table: Table, *columns: int) -> Table:
-    """The table with those columns broken into lines where a terminal is too narrow, and not cut off."""
-    for column in columns:
-        table.columns[column].overflow = "fold"
-    return table
+    return moment(time) if time.ByteSize() else ABSENT

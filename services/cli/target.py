@@ -13,6 +13,7 @@ import typer
 
 from omninode.bridge.errors.v1 import errors_pb2
 from omninode.bridge.orchestrator.v1.orchestrator_pb2_grpc import OrchestratorServiceStub
+from omninode.bridge.reducer.v1.reducer_pb2_grpc import ReducerServiceStub
 from omninode.bridge.stamping.v1.stamping_pb2_grpc import StampingServiceStub
 from omninode.bridge.store.v1.store_pb2_grpc import StoreServiceStub
 from services.chassis.client import InvalidTarget, connect, resolve
@@ -74,10 +75,12 @@ class Peer(Generic[Stub]):
 STAMPING = Peer("stamping", "--target", StampingServiceStub)
 ORCHESTRATOR = Peer("orchestrator", "--orchestrator", OrchestratorServiceStub)
 STORE = Peer("store", "--store", StoreServiceStub)
+REDUCER = Peer("reducer", "--reducer", ReducerServiceStub)
 
 StampingTarget = Annotated[str, STAMPING.target()]
 OrchestratorTarget = Annotated[str, ORCHESTRATOR.target()]
 StoreTarget = Annotated[str, STORE.target()]
+ReducerTarget = Annotated[str, REDUCER.target()]
 
 
 def deadline(size: int) -> float:

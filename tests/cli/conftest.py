@@ -14,6 +14,7 @@ import pytest
 from services.cli.main import main
 from tests.cli.fake import FakeStamping, serving
 from tests.cli.fake_orchestrator import FakeOrchestrator
+from tests.cli.fake_reducer import FakeReducer
 from tests.cli.fake_store import FakeStore
 
 
@@ -70,6 +71,15 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeStore]:
     servicer = FakeStore()
     with serving(servicer) as target:
         monkeypatch.setenv("OMNIBRIDGE_STORE_TARGET", target)
+        yield servicer
+
+
+@pytest.fixture
+def reducer(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeReducer]:
+    """A fake reducer, at the target that the environment names."""
+    servicer = FakeReducer()
+    with serving(servicer) as target:
+        monkeypatch.setenv("OMNIBRIDGE_REDUCER_TARGET", target)
         yield servicer
 
 

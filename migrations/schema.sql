@@ -384,6 +384,7 @@ CREATE TABLE public.workflow_commits (
     schema_version integer,
     final boolean,
     committed_at timestamp with time zone NOT NULL,
+    transient boolean,
     CONSTRAINT workflow_commits_fingerprint_check CHECK ((octet_length(fingerprint) = 32))
 );
 

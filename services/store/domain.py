@@ -328,8 +328,17 @@ class Commit(Boundary):
     projection: Projection | None
     blobs: Annotated[tuple[Blob, ...], Field(max_length=16)]
     blob_refs: Annotated[tuple[Digest, ...], Field(max_length=100)]
+    released_blob_refs: Annotated[tuple[Digest, ...], Field(max_length=100)]
     guards: Annotated[tuple[Guard, ...], Field(max_length=16)]
     final: bool
+    transient_actions: bool
+
+    @property
+    def released(self) -> set[str]:
+        """Digests of the blobs to which the key refers no more: not those that the commit names, too."""
+        if not self.released_blob_refs:
+            return set()
+        return set(self.released_blob_refs).difference(self.blob_refs, (blob.digest for blob in self.blobs))
 
 
 class Committed(NamedTuple):

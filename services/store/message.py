@@ -45,8 +45,10 @@ def to_commit(request: store_pb2.TryCommitRequest) -> Commit:
             "projection": request.projection if request.HasField("projection") else None,
             "blobs": request.blobs or (),
             "blob_refs": request.blob_refs or (),
+            "released_blob_refs": request.released_blob_refs or (),
             "guards": request.guards or (),
             "final": request.final,
+            "transient_actions": request.transient_actions,
         }
     )
     if commit.blobs:

@@ -95,7 +95,7 @@ class Store:
         with self._log.open("ab") as output:
             self._child = child.spawn(self._address.argv, env={**os.environ, **self._environment}, output=output)
         async with asyncio.timeout(START_SECONDS):
-            if not await _serving(self._address.target, self._child):
+            if not await serving(self._address.target, self._child):
                 raise AssertionError(f"the store ended before it served: {last_lines(self._log.read_text())}")
 
     async def kill(self) -> None:
@@ -171,7 +171,7 @@ async def servers(folder: Path, replicas: int) -> AsyncIterator[Servers]:
         yield Servers(postgres, stores)
 
 
-async def _serving(address: str, process: Child) -> bool:
+async def serving(address: str, process: Child) -> bool:
     """True when it serves; False when it has ended."""
     options = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 200))
     async with grpc.aio.insecure_channel(address, options=options) as channel:

@@ -133,6 +133,8 @@ COMMITS: dict[str, tuple[str, pb.TryCommitRequest]] = {
     "a blob's digest of 63 digits": ("blobs[0].digest", commit(blobs=[pb.Blob(digest="0" * 63)])),
     "a blob_ref that is no digest": ("blob_refs[1]", commit(blob_refs=["0" * 64, "g" * 64])),
     "101 blob_refs": ("blob_refs", commit(blob_refs=["0" * 64] * 101)),
+    "a released reference that is no digest": ("released_blob_refs[0]", commit(released_blob_refs=["0" * 63])),
+    "101 released references": ("released_blob_refs", commit(released_blob_refs=["0" * 64] * 101)),
     "17 guards": ("guards", commit(guards=[with_guard().guards[0]] * 17)),
     "a guard of no lease": ("guards[0].lease", with_guard(lease="")),
     "a guard of a malformed lease": ("guards[0].lease", with_guard(lease="a//b")),

@@ -182,6 +182,64 @@ async def test_an_outcome_other_than_committed_stores_no_blob(shared_stub: Store
     assert await counts(shared_url) == before
 
 
+async def references_of(database_url: str, key: str) -> set[str]:
+    return {
+        digest
+        for (digest,) in await rows(
+            database_url, "SELECT encode(digest, 'hex') FROM blob_references WHERE key = $1", key
+        )
+    }
+
+
+async def test_a_commit_releases_references_of_its_own_key_but_for_those_that_it_names(
+    shared_stub: StoreServiceStub, shared_url: str
+) -> None:
+    key, other = new_key(), new_key()
+    names = {name: digest_of(name) for name in (b"goes", b"carried", b"referred", b"stays", b"never there")}
+    blobs = [pb.Blob(digest=names[name], content=name) for name in (b"goes", b"carried", b"referred", b"stays")]
+    for each in (key, other):
+        await shared_stub.TryCommit(commit(each, blobs=blobs))
+    released = [names[name] for name in names if name != b"stays"]
+    request = commit(key, blobs=blobs[1:2], blob_refs=[names[b"referred"]], released_blob_refs=[*released, *released])
+    # Another key's commit in the same statement, which names what this one releases.
+    besides = commit(blob_refs=[names[b"goes"]])
+    answer = await shared_stub.BatchTryCommit(pb.BatchTryCommitRequest(items=[request, besides]))
+    assert all(result.HasField("committed") for result in answer.results)
+    assert await references_of(shared_url, key) == {names[name] for name in (b"carried", b"referred", b"stays")}
+    assert await references_of(shared_url, other) == {names[name] for name in names if name != b"never there"}
+    assert await references_of(shared_url, besides.key) == {names[b"goes"]}
+
+
+async def test_what_is_not_committed_releases_nothing(shared_stub: StoreServiceStub, shared_url: str) -> None:
+    key, digest = new_key(), digest_of(b"kept")
+    first = commit(key, blobs=[pb.Blob(digest=digest, content=b"kept")], released_blob_refs=[digest])
+    await shared_stub.TryCommit(first)
+    for refused, outcome in [
+        (commit(key, expected=pb.Expectation(version=7), released_blob_refs=[digest]), "conflict"),
+        (commit(key, actions=first.actions, released_blob_refs=[digest]), "duplicate"),
+    ]:
+        assert (await shared_stub.TryCommit(refused)).WhichOneof("outcome") == outcome
+        both = pb.BatchTryCommitRequest(items=[commit(key, released_blob_refs=[digest]), refused], atomic=True)
+        assert (await shared_stub.BatchTryCommit(both)).results[0].HasField("not_applied")
+    assert await references_of(shared_url, key) == {digest}
+
+
+async def test_commits_of_one_atomic_batch_refer_and_release_one_after_another(
+    shared_stub: StoreServiceStub, shared_url: str
+) -> None:
+    key, digest = new_key(), digest_of(b"again")
+
+    def refer() -> pb.TryCommitRequest:
+        return commit(key, blobs=[pb.Blob(digest=digest, content=b"again")])
+
+    def release() -> pb.TryCommitRequest:
+        return commit(key, released_blob_refs=[digest])
+
+    for items, left in (([refer(), release()], set[str]()), ([release(), refer()], {digest})):
+        await shared_stub.BatchTryCommit(pb.BatchTryCommitRequest(items=items, atomic=True))
+        assert await references_of(shared_url, key) == left
+
+
 async def test_a_blob_that_nobody_put_is_not_found(shared_stub: StoreServiceStub) -> None:
     with pytest.raises(NotFound) as caught:
         await download(shared_stub, "0" * 64)

@@ -136,6 +136,16 @@ def test_a_digest_is_taken_in_either_case_and_kept_in_one(content: bytes) -> Non
         check_blobs([Blob(digest=digest, content=content + b"x")])
 
 
+def test_a_commit_does_not_release_what_it_names() -> None:
+    carried, referred, released = (blake3(name).hexdigest() for name in (b"carried", b"referred", b"released"))
+    request = commit(
+        blobs=[{"digest": carried, "content": b"carried"}],
+        blob_refs=[referred.upper()],
+        released_blob_refs=[carried, referred, released.upper(), released],
+    )
+    assert to_commit(request).released == {released}
+
+
 @given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=3, unique=True), max_size=5))
 @settings(max_examples=50)
 def test_of_an_atomic_batch_the_commits_that_repeat_an_action_are_refused(batch: list[list[int]]) -> None:

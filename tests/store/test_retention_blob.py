@@ -98,6 +98,22 @@ async def test_what_a_key_referred_to_goes_with_it_although_the_walk_has_passed_
     assert await rows(database_url, "SELECT encode(digest, 'hex') FROM blobs") == [(digest_of(b"both"),)]
 
 
+async def test_a_blob_that_its_last_key_released_goes_when_it_is_old(database_url: str) -> None:
+    async with unswept_stub(database_url) as stub:
+        await stub.PutBlob(upload(b"blob"))
+        for key in (KEY, OTHER):
+            await stub.TryCommit(commit(key, blob_refs=[DIGEST]))
+        await stub.TryCommit(commit(KEY, released_blob_refs=[DIGEST]))
+        await age(database_url, 23)
+        await stub.TryCommit(commit(OTHER, released_blob_refs=[DIGEST]))
+        assert await swept_blobs(database_url) == 0
+        await age(database_url, 2)
+        await stub.TryCommit(commit(OTHER, blob_refs=[DIGEST]))
+        assert await swept(database_url) == {}
+        await stub.TryCommit(commit(OTHER, released_blob_refs=[DIGEST]))
+        assert await swept(database_url) == {"blobs": 1}
+
+
 async def test_a_blob_to_which_a_commit_refers_that_is_under_way_stays(database_url: str) -> None:
     async with unswept_stub(database_url) as stub, sql(database_url) as holder, sql(database_url) as watcher:
         await put_old(stub, database_url)

@@ -24,6 +24,7 @@ from tests.store.test_retention_sweep import SHORT, live
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PARTITION = 3
+OPEN = "other/open"
 
 
 @asynccontextmanager
@@ -83,6 +84,9 @@ async def test_the_next_sweep_takes_what_the_preview_counts_and_leaves_nothing_t
             await stub.TryCommit(commit(blob_refs=[digest_of(b"used")]))
             both = [digest_of(name) for name in (b"used", b"by one that ended")]
             await stub.TryCommit(commit(blob_refs=both, final=True))
+            await stub.PutBlob(upload(b"released"))
+            for names in ({"blob_refs": [digest_of(b"released")]}, {"released_blob_refs": [digest_of(b"released")]}):
+                await stub.TryCommit(commit(OPEN, **names))
         async with sql(database_url) as connection:
             await connection.execute("INSERT INTO blob_chunks VALUES (gen_random_uuid(), 0, '', now())")
         await project(database_url)

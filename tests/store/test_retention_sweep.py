@@ -17,7 +17,7 @@ from omninode.bridge.store.v1.store_pb2_grpc import StoreServiceStub
 from services.chassis.identity import partition_of
 from services.store.repository.projection import PROJECTION_LOCK
 from services.store.retention import RetentionSettings
-from tests.store.sample import PARTITIONS, action, commit, event, keys_in, rows, sql, until, until_waiting
+from tests.store.sample import ABSENT, PARTITIONS, action, at, commit, event, keys_in, rows, sql, until, until_waiting
 from tests.store.sweeping import BRISK, DAY, age, everything, floors, project, register, sweeping, swept, unswept_stub
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -31,7 +31,9 @@ SHORT = RetentionSettings(
 
 
 async def live(stub: StoreServiceStub, seed: int, size: int = 40) -> None:
-    """A history over a few partitions: keys that are open and keys that have ended, some opened again, with and without events."""
+    """A history over a few partitions: keys that are open and keys that have ended, some opened again, with and without events,
+    some transient.
+    """
     chance = random.Random(seed)
     keys = chance.sample([key for partition in (0, 3, 4) for key in islice(keys_in(partition), 8)], 9)
     for _ in range(size):
@@ -43,7 +45,8 @@ async def live(stub: StoreServiceStub, seed: int, size: int = 40) -> None:
             action(str(uuid.UUID(int=chance.getrandbits(128))), events=[event()] * chance.choice([0, 0, 1, 2]))
             for _ in range(chance.choice([1, 1, 1, 2, 5]))
         ]
-        await stub.TryCommit(commit(chance.choice(keys), actions=actions, final=chance.random() < 0.4))
+        key, final, transient = chance.choice(keys), chance.random() < 0.4, chance.random() < 0.3
+        await stub.TryCommit(commit(key, actions=actions, final=final, transient_actions=transient))
 
 
 async def told(database_url: str, seed: int = 1) -> None:
@@ -84,6 +87,25 @@ async def test_a_log_that_is_old_goes_and_a_state_that_is_open_stays(database_ur
         ]
         assert await outcome(stub, commit(OPEN, actions=[sent])) == "duplicate"
         assert (await stub.GetState(pb.GetStateRequest(key=OPEN))).state.state_json == '{"a":1}'
+
+
+async def test_transient_actions_of_an_open_key_go_with_log_and_outbox_and_its_others_stay(database_url: str) -> None:
+    settings = RetentionSettings(pause_seconds=0, commit_log_hours=10, outbox_hours=20)
+    async with unswept_stub(database_url) as stub:
+        kept, gone = action(), [action(events=[event()]), action()]
+        first = commit(OPEN, actions=gone, transient_actions=True, expected=ABSENT)
+        await stub.TryCommit(first)
+        await stub.TryCommit(commit(OPEN, actions=[kept]))
+        await project(database_url)
+        await age(database_url, 15)
+        assert await swept(database_url, settings) == {"commits": 2}
+        assert await outcome(stub, first) == "duplicate"
+        await age(database_url, 10)
+        assert await swept(database_url, settings) == {"events": 1, "dedup": 2}
+        assert await rows(database_url, "SELECT action_id::text FROM workflow_commits") == [(kept.action_id,)]
+        # By the version it is known still that it took effect.
+        assert await outcome(stub, first) == "conflict"
+        assert (await stub.TryCommit(commit(OPEN, transient_actions=True, expected=at(2)))).committed.version == 3
 
 
 async def test_an_action_of_an_ended_key_is_new_again_after_its_retention(database_url: str) -> None:

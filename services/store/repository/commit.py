@@ -36,26 +36,28 @@ _BATCH_BYTES = 16 * 1024 * 1024
 _COMMIT = """
 WITH item AS (
     SELECT key, partition::smallint AS partition, expected::bigint AS expected, state, schema_version::integer AS schema_version,
-           final::boolean AS final, projection, last_action, item
+           final::boolean AS final, projection, last_action, transient::boolean AS transient, item
     FROM ROWS FROM (
-        unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[]),
+        unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[]),
         generate_series(1, cardinality($1))
-    ) AS given (key, partition, expected, state, schema_version, final, projection, last_action, item)
+    ) AS given (key, partition, expected, state, schema_version, final, projection, last_action, transient, item)
 ), action AS (
     SELECT item::integer AS item, action_index::smallint AS action_index, encode(action_id, 'hex')::uuid AS action_id, fingerprint,
            action_type, provenance, events
     FROM ROWS FROM (
-        unnest($9::text[], $10::text[], $11::bytea[], $12::bytea[], $13::text[], $14::text[], $15::text[]),
-        generate_series(1, cardinality($9))
+        unnest($10::text[], $11::text[], $12::bytea[], $13::bytea[], $14::text[], $15::text[], $16::text[]),
+        generate_series(1, cardinality($10))
     ) AS given (item, action_index, action_id, fingerprint, action_type, provenance, events, position)
 ), guard AS (
     SELECT item::integer AS item, lease, epoch::bigint AS epoch, held::boolean AS held, position
-    FROM unnest($16::text[], $17::text[], $18::text[], $19::text[]) WITH ORDINALITY AS given (item, lease, epoch, held, position)
+    FROM unnest($17::text[], $18::text[], $19::text[], $20::text[]) WITH ORDINALITY AS given (item, lease, epoch, held, position)
 ), blob AS (
     SELECT item::integer AS item, digest, content
-    FROM unnest($20::text[], $21::bytea[], $22::bytea[]) AS given (item, digest, content)
+    FROM unnest($21::text[], $22::bytea[], $23::bytea[]) AS given (item, digest, content)
 ), reference AS (
-    SELECT item::integer AS item, digest FROM unnest($23::text[], $24::bytea[]) AS given (item, digest)
+    SELECT item::integer AS item, digest FROM unnest($24::text[], $25::bytea[]) AS given (item, digest)
+), release AS (
+    SELECT item::integer AS item, digest FROM unnest($26::text[], $27::bytea[]) AS given (item, digest)
 ), known AS (
     SELECT action.item, action.action_index, logged.fingerprint = action.fingerprint AS same, action.action_id, logged.version,
            logged.partition, logged.commit_offset, logged.committed_at, logged.events
@@ -116,7 +118,7 @@ WITH item AS (
       AND stored.key = ready.key AND stored.version = ready.version
     RETURNING stored.key, stored.version
 ), written AS (
-    SELECT ready.item, ready.key, ready.partition, ready.state, ready.schema_version, ready.final, done.version,
+    SELECT ready.item, ready.key, ready.partition, ready.state, ready.schema_version, ready.final, ready.transient, done.version,
            row_number() OVER (PARTITION BY ready.partition ORDER BY ready.item) - 1 AS place
     FROM ready JOIN (SELECT * FROM opened UNION ALL SELECT * FROM advanced) AS done USING (key)
 ), counted AS (
@@ -129,9 +131,10 @@ WITH item AS (
     FROM written JOIN counted USING (partition) CROSS JOIN moment
 ), logged AS (
     INSERT INTO workflow_commits (partition, commit_offset, action_index, action_id, fingerprint, action_type, provenance, events,
-                                  key, version, state, schema_version, final, committed_at)
+                                  key, version, state, schema_version, final, committed_at, transient)
     SELECT partition, commit_offset, action_index, action_id, fingerprint, action_type, provenance, events, key, version,
-           CASE WHEN action_index = 0 THEN state END, CASE WHEN action_index = 0 THEN schema_version END, final, committed_at
+           CASE WHEN action_index = 0 THEN state END, CASE WHEN action_index = 0 THEN schema_version END, final, committed_at,
+           transient
     FROM committed JOIN action USING (item)
 ), kept AS (
     INSERT INTO blobs (digest, size_bytes, content, created_at)
@@ -143,6 +146,18 @@ WITH item AS (
     SELECT digest, key FROM (SELECT item, digest FROM blob UNION SELECT item, digest FROM reference) AS used
     JOIN committed USING (item) ORDER BY digest, key
     ON CONFLICT ON CONSTRAINT blob_references_pkey DO NOTHING
+), released AS (
+    -- In no order: a key's references are written by whoever holds its state's row.
+    DELETE FROM blob_references WHERE ctid = ANY (ARRAY(
+        SELECT held.row_id
+        FROM release
+        JOIN committed USING (item)
+        CROSS JOIN LATERAL (
+            SELECT ctid AS row_id FROM blob_references
+            WHERE blob_references.digest = release.digest AND blob_references.key = committed.key
+            LIMIT 1
+        ) AS held
+    ))
 ), told AS MATERIALIZED (
     SELECT pg_notify('store_commits', string_agg(partition::text, ',')) FROM counted HAVING count(*) > 0
 )

@@ -37,6 +37,7 @@ def to_columns(commits: Sequence[Commit], partition_count: int) -> tuple[list[ob
     guards = [(str(item), guard) for item, commit in enumerate(commits, 1) for guard in commit.guards]
     blobs = [(str(item), blob) for item, commit in enumerate(commits, 1) for blob in commit.blobs]
     references = [(str(item), digest) for item, commit in enumerate(commits, 1) for digest in commit.blob_refs]
+    released = [(str(item), digest) for item, commit in enumerate(commits, 1) for digest in commit.released]
     return (
         [commit.key for commit in commits],
         [str(partition_of(commit.key, partition_count)) for commit in commits],
@@ -46,6 +47,7 @@ def to_columns(commits: Sequence[Commit], partition_count: int) -> tuple[list[ob
         ["true" if commit.final else "false" for commit in commits],
         [projection_text(commit) for commit in commits],
         [commit.actions[-1].type for commit in commits],
+        ["true" if commit.transient_actions else None for commit in commits],
         [item for item, _, _, _ in actions],
         [str(index) for _, index, _, _ in actions],
         [action.action_id.bytes for _, _, action, _ in actions],
@@ -62,6 +64,8 @@ def to_columns(commits: Sequence[Commit], partition_count: int) -> tuple[list[ob
         [blob.content for _, blob in blobs],
         [item for item, _ in references],
         [bytes.fromhex(digest) for _, digest in references],
+        [item for item, _ in released],
+        [bytes.fromhex(digest) for _, digest in released],
     )
 
 

@@ -63,7 +63,9 @@ WITH passed AS MATERIALIZED (
            logged.commit_offset < floor.first_event_offset AS is_unsent_no_more,
            CASE WHEN logged.commit_offset < floor.first_event_offset AND logged.events IS NOT NULL THEN logged.commit_offset END
                AS event_offset,
-           CASE WHEN logged.commit_offset < floor.first_event_offset THEN json_array_length(logged.events::json) END AS event_count
+           CASE WHEN logged.commit_offset < floor.first_event_offset THEN json_array_length(logged.events::json) END AS event_count,
+           -- The dedup retention of others counts from their key's end.
+           logged.key IS NULL OR logged.transient IS TRUE AS is_counted_from_commit
     FROM store_partitions AS floor JOIN workflow_commits AS logged ON logged.partition = floor.partition
     WHERE floor.partition = $1 AND logged.partition = $1 AND logged.commit_offset >= $2 AND logged.commit_offset < $3
 ), state AS MATERIALIZED (
@@ -75,7 +77,7 @@ WITH passed AS MATERIALIZED (
     DELETE FROM workflow_commits WHERE ctid = ANY (ARRAY(
         SELECT row_id FROM passed
         WHERE is_logged_no_more AND is_unsent_no_more
-          AND CASE WHEN key IS NULL THEN committed_at < now() - $4::interval
+          AND CASE WHEN is_counted_from_commit THEN committed_at < now() - $4::interval
                    ELSE key IN (SELECT key FROM ended) OR key NOT IN (SELECT key FROM state) END
     ))
     RETURNING action_id

@@ -16,12 +16,12 @@ _PARTITIONS = "SELECT partition FROM store_partitions ORDER BY partition"
 # $2 and $3 are the floors as the sweep would leave them.
 _COUNT_ACTIONS = """
 WITH candidate AS (
-    SELECT commit_offset, action_index, key, committed_at
+    SELECT commit_offset, action_index, key, committed_at, transient
     FROM workflow_commits
     WHERE partition = $1 AND commit_offset < $2
       AND commit_offset >= (SELECT first_offset FROM store_partitions WHERE store_partitions.partition = $1)
     UNION
-    SELECT commit_offset, action_index, key, committed_at
+    SELECT commit_offset, action_index, key, committed_at, transient
     FROM workflow_commits
     WHERE partition = $1 AND commit_offset < least($2, $3)
       AND commit_offset >= (SELECT first_event_offset FROM store_partitions WHERE store_partitions.partition = $1)
@@ -33,7 +33,7 @@ WITH candidate AS (
         SELECT key FROM workflow_state WHERE partition = $1 AND ended_at < now() - $5::interval AND forgotten
     ) AS ended
     CROSS JOIN LATERAL (
-        SELECT commit_offset, action_index, key, committed_at FROM workflow_commits
+        SELECT commit_offset, action_index, key, committed_at, transient FROM workflow_commits
         WHERE key = ended.key AND commit_offset < $2
         OFFSET 0
     ) AS logged
@@ -44,7 +44,8 @@ LEFT JOIN LATERAL (
     SELECT coalesce(ended_at < now() - $4::interval, false) AS is_over FROM workflow_state WHERE key = candidate.key LIMIT 1
 ) AS state ON true
 WHERE candidate.commit_offset < least($2, $3)
-  AND CASE WHEN candidate.key IS NULL THEN candidate.committed_at < now() - $4::interval ELSE coalesce(state.is_over, true) END
+  AND CASE WHEN candidate.key IS NULL OR candidate.transient THEN candidate.committed_at < now() - $4::interval
+           ELSE coalesce(state.is_over, true) END
 """
 _COUNT_EVENTS = """
 SELECT count(DISTINCT commit_offset) FROM workflow_commits

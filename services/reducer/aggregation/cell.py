@@ -11,7 +11,7 @@ from enum import IntEnum
 from sys import intern
 from typing import Any, NamedTuple
 
-from services.reducer.aggregation.distinct import EMPTY_BYTES, Distinct, Form
+from services.reducer.aggregation.distinct import EMPTY_BYTES, Distinct, Form, Sealed
 from services.reducer.aggregation.durable import Record
 from services.reducer.aggregation.fold import CustomFold, FoldItem
 from services.reducer.aggregation.pane import CellId, Count, Pane, Timing
@@ -41,6 +41,8 @@ class Counting(NamedTuple):
 
     exact_distinct: int
     fold: CustomFold | None
+    seals: bool = False
+    """Whether final cells keep of what was distinct the number alone: they can be shown then, and neither recorded nor merged."""
 
 
 class Cell:
@@ -188,6 +190,9 @@ class Cell:
         self._workflows = self._applied(self._workflows, workflows)
         self._custom = custom
         self.weigh()
+        if self._counting.seals and stage == Stage.FINAL:
+            self._file_types = self._file_types and Sealed(self._file_types.count())
+            self._workflows = self._workflows and Sealed(self._workflows.count())
         self._settle()
 
     def pane(self, timing: Timing, final: bool) -> Pane:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any, TypeAlias
 
-from datasketches import hll_sketch, hll_union, tgt_hll_type  # ships no types
+from datasketches import hll_sketch, hll_union, tgt_hll_type
 
 from services.reducer.aggregation.pane import Count
 
@@ -129,6 +129,20 @@ class Distinct:
         self._estimate()
         self._sketch = _union(self._sketch, sketch)
         self._added = sketch if self._added is None else _union(self._added, sketch)
+
+
+class Sealed(Distinct):
+    """The number alone, of what is neither added to nor merged any more."""
+
+    __slots__ = ("_count",)
+
+    def __init__(self, count: Count) -> None:
+        super().__init__()
+        self._count = count
+
+    def count(self) -> Count:
+        """How many there were."""
+        return self._count
 
 
 def _sketch_of(texts: Iterable[str]) -> Any:

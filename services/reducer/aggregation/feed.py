@@ -183,7 +183,7 @@ class SessionFeed:
 
     async def _load(self, number: int, part: Part) -> None:
         head, cells = part.head, dict[CellId, Cell]()
-        counting = counting_of(head.config)
+        counting = counting_of(head.config, len(self._keys))
         try:
             checkpoint = checkpoint_from_bytes(await self._reader.blob(head.checkpoint)) if head.checkpoint else {}
             for digest in sorted({shelf.pack for shelf in checkpoint.values()}):

@@ -85,7 +85,7 @@ class Table:
             if version > checkpoint:
                 for removed in delta.removed:
                     new.drop(removed)
-                new.count(delta.records, counting_of(part.head.config))
+                new.count(delta.records, counting_of(part.head.config, len(self._parts)))
             new.place(map(id_of, delta.records), version)
             new.note(delta)
         # Nothing says when the others changed, but that it was before the first delta that is kept.
@@ -114,7 +114,7 @@ class Table:
             for cell in delta.removed:
                 cells.drop(cell)
                 self._forget(cell)
-            yield from self._count(cells, delta.records, counting_of(part.head.config))
+            yield from self._count(cells, delta.records, counting_of(part.head.config, len(self._parts)))
             cells.place(map(id_of, delta.records), version)
             cells.note(delta)
         cells.part = part
@@ -386,9 +386,9 @@ _AFTER_ALL = 1 << 63
 """After every time."""
 
 
-def counting_of(config: Config) -> Counting:
-    """How cells are read; a custom fold is needed only where they are counted, or merged."""
-    return Counting(config.exact_distinct, None)
+def counting_of(config: Config, part_count: int) -> Counting:
+    """How cells are read; a custom fold is needed only where they are counted, or merged, which those of one part are not."""
+    return Counting(config.exact_distinct, None, seals=part_count == 1)
 
 
 def _window_of(cell: CellId) -> tuple[int, int]:

@@ -78,6 +78,8 @@ class Writer:
         self._newest = self.head.newest
         self._invalid = self.head.progress.invalid_count
         self._rejected: list[Rejected] = []
+        self._is_torn = False
+        """A message was counted in part: what is in memory must not be committed."""
         self._checkpointed_at = now()
         self._commits = 0
         """Since the last checkpoint."""
@@ -131,7 +133,7 @@ class Writer:
         for reference in self.head.deltas:
             if reference.offset > offset:
                 delta = Delta.from_bytes(await self._storage.blob(reference.digest))
-                yield Committed(reference.offset, None, delta.panes, (), delta.rejected)
+                yield Committed(min(reference.offset, self.head.offset), None, delta.panes, (), delta.rejected)
 
     @property
     def head(self) -> Head:
@@ -160,15 +162,19 @@ class Writer:
         if self.head.finished:
             raise SessionFinished(metadata={"session": self.head.session})
         rejected = list(invalid)
-        for start in range(0, len(offsets), _SLICE_ITEMS):
-            part = Columns._make(column[start : start + _SLICE_ITEMS] for column in columns)
-            async with self._lock:
-                await self._load(self._aggregation.shelves_of(part))
-                late = self._aggregation.add(part)
-            rejected += [Rejected(offsets[start + item.place], item.watermark, item.counted) for item in late]
-            self._check_size()
-            await asyncio.sleep(0)
+        # Held for the whole message: a commit in between would hold items that its offset does not speak of.
         async with self._lock:
+            try:
+                for start in range(0, len(offsets), _SLICE_ITEMS):
+                    part = Columns._make(column[start : start + _SLICE_ITEMS] for column in columns)
+                    await self._load(self._aggregation.shelves_of(part))
+                    late = self._aggregation.add(part)
+                    rejected += [Rejected(offsets[start + item.place], item.watermark, item.counted) for item in late]
+                    self._check_size()
+                    await asyncio.sleep(0)
+            except BaseException:
+                self._is_torn = True
+                raise
             self._invalid += len(rejected) - sum(item.watermark is not None for item in rejected)
             self._rejected += sorted(rejected) if invalid else rejected
             self._newest = max((self._newest, *columns.times))
@@ -188,6 +194,9 @@ class Writer:
         `early` asks for panes of open windows, `finish` ends the session, `leave` says that nobody writes after this.
         """
         async with self._lock:
+            if self._is_torn:
+                # What was acknowledged stands; the rest is sent again to whoever takes the session up.
+                return Committed(self.head.offset, self.head.progress.watermark, (), (), ())
             if finish:
                 self._aggregation.finish()
             await self._load(self._aggregation.due_shelves())
@@ -207,7 +216,9 @@ class Writer:
                 blob = delta.to_bytes()
                 digest = digest_of(blob)
                 blobs[digest] = blob
-                head = replace(head, deltas=(*head.deltas, DeltaRef(digest, self.part.version + 1, head.offset)))
+                # An end comes after all offsets, so that it is answered again to whoever has seen the last of them acknowledged.
+                offset = head.offset + 1 if finish else head.offset
+                head = replace(head, deltas=(*head.deltas, DeltaRef(digest, self.part.version + 1, offset)))
             if self._is_checkpoint_due(head, leave=leave):
                 head, packed = await self._checkpoint(head)
                 blobs |= packed

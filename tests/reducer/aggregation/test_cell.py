@@ -119,3 +119,12 @@ def test_its_size_is_what_it_grew_by(stream: list[Item], limit: int) -> None:
     for _, bytes_, _, file_type, workflow, state, _ in stream:
         size += cell.add(bytes_, file_type, workflow, state)
     assert size == cell.size_bytes
+
+
+def test_a_final_cell_that_is_sealed_shows_the_same_and_takes_less_memory() -> None:
+    cell = Cell(ID, Counting(100, HISTOGRAM))
+    counted([item(second, "docs", 5, file_type="t/x", workflow_id=f"w{second}") for second in range(60)], 100, cell)
+    cell.stage = Stage.FINAL
+    kept, sealed = (Cell.of(cell.record(), Counting(100, HISTOGRAM, seals=seals)) for seals in (False, True))
+    assert pane(sealed) == pane(kept) == pane(cell)
+    assert sealed.size_bytes < kept.size_bytes / 3

@@ -12,6 +12,7 @@ from omninode.bridge.reducer.v1 import aggregation_pb2 as pb
 from omninode.bridge.reducer.v1.reducer_pb2_grpc import ReducerServiceStub
 from omninode.bridge.store.v1.store_pb2_grpc import StoreServiceStub
 from services.chassis.errors import BridgeError, InvalidArgument, Unavailable
+from services.reducer.aggregation.request import to_batch
 from services.reducer.aggregation.sessions import Sessions
 from tests.reducer.aggregation.writing import (
     FINISH,
@@ -125,6 +126,52 @@ async def test_a_writer_that_was_cut_off_sends_again_and_nothing_is_lost_or_coun
     # What was answered is answered again, and equal.
     assert shown(last.panes)[0] == shown(writing.panes)[0]
     assert shown(last.panes)[1:] == [(0, "a", 2, REVISED, True), (5, "a", 2, ON_TIME, True)]
+
+
+async def test_what_finish_made_final_is_answered_again_to_who_has_not_heard_it(stub: ReducerServiceStub) -> None:
+    writing = Writing(stub, opening("s"))
+    writing.send(columns(1, [0, 1]))
+    await writing.until(2)
+    writing.send(FINISH)
+    await writing.rest()
+    # It was killed with the last acknowledgement of items seen, and that of the end not.
+    again = Writing(stub, opening("s", 2))
+    again.half_close()
+    await again.rest()
+    assert shown(again.panes) == shown(writing.panes) == [(0, "a", 2, ON_TIME, True)]
+    assert again.offset == 2
+
+
+async def test_a_commit_holds_whole_messages_alone(sessions: Sessions) -> None:
+    head = sessions.new_head("s", terms_of().sessions)
+    async with sessions.writing("aggregate/s", lambda _part: head) as writer:
+        batch = to_batch(columns(1, [0] * 5000).columns, limit=10_000, latest=2**62, payloads=False)
+        adding = asyncio.ensure_future(writer.add(batch.columns, batch.offsets, batch.last_offset))
+        await asyncio.sleep(0)
+        await writer.commit()
+        assert writer.head.progress.item_count == writer.head.offset
+        await adding
+
+
+async def test_a_message_that_was_counted_in_part_is_not_committed(store: StoreServiceStub) -> None:
+    async with writing_stub(sessions_over(store, terms_of(session_bytes=300_000))) as stub:
+        writing = Writing(stub, opening("s", strategies=["AGGREGATION_STRATEGY_WORKFLOW_GROUPING"]))
+        writing.send(columns(1, [0]))
+        await writing.until(1)
+        many = columns(2, [0] * 3000)
+        many.columns.texts.extend(f"workflow-{number}" for number in range(3000))
+        many.columns.workflow_ids.extend(range(1, 3001))
+        writing.send(many)
+        with pytest.raises(BridgeError) as refused:
+            await writing.rest()
+        assert refused.value.reason == errors_pb2.ERROR_REASON_SESSION_TOO_LARGE
+    async with writing_stub(sessions_over(store)) as stub:
+        again = Writing(stub, opening("s", strategies=["AGGREGATION_STRATEGY_WORKFLOW_GROUPING"]))
+        opened = await again.opened()
+        assert (opened.next_offset, opened.session.item_count) == (2, 1)
+        again.send(many, FINISH)
+        await again.rest()
+        assert len([pane for pane in again.panes if pane.is_final]) == 3001
 
 
 async def test_another_node_goes_on_where_the_first_was_killed(store: StoreServiceStub) -> None:

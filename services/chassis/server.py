@@ -178,7 +178,7 @@ class Server:
                 # What is there now stays: a full collection would walk it all, 40 ms in which nobody is answered.
                 gc.collect()
                 gc.freeze()
-                # By default every 700th object is a reason to look for cycles among the young, of which our calls make next to none.
+                # By default every 700th object is a reason to look for cycles, of which our calls make next to none.
                 gc.set_threshold(*_GC_THRESHOLDS)
                 _log.info(
                     "serving", extra={"port": self.port, "metrics_port": metrics_port, "services": self._services}

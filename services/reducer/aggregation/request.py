@@ -25,6 +25,8 @@ _LONGEST = 31 * _DAY
 _SHORTEST = SECOND // 1000
 _MOST_WINDOWS = 100
 """Hopping windows that one item is in."""
+_RETAINED_WINDOWS = 10_000
+"""A checkpoint names each of them."""
 _MOST_BOUNDS = 64
 _MOST_EXACT = 10_000
 _LAST_TIME = 253_402_300_799 * SECOND
@@ -54,14 +56,15 @@ def to_config(message: pb.AggregationConfig, defaults: Config) -> Config:
         raise invalid_field(f"{_OPEN}.custom_fold", "must name a fold for CUSTOM")
     if message.custom_fold and Strategy.CUSTOM not in strategies:
         raise invalid_field(f"{_OPEN}.custom_fold", "must not be set without CUSTOM")
+    window = _window(message) or defaults.window
     return Config(
         strategies=strategies,
         by_namespace=message.by_namespace if message.HasField("by_namespace") else defaults.by_namespace,
-        window=_window(message) or defaults.window,
+        window=window,
         watermark_delay=_span(message, "watermark_delay", defaults.watermark_delay),
         allowed_lateness=_span(message, "allowed_lateness", defaults.allowed_lateness),
         early_period=_span(message, "early_period", defaults.early_period),
-        retention=_span(message, "retention", defaults.retention),
+        retention=_retention(message, window, defaults.retention),
         max_wait=_span(message, "max_wait", defaults.max_wait, 10 * SECOND),
         size_bounds=_size_bounds(message.size_bounds) or defaults.size_bounds,
         custom_fold=custom if Strategy.CUSTOM in strategies else "",
@@ -162,6 +165,15 @@ def _span(message: pb.AggregationConfig, name: str, default: int, most: int = _L
         longest = f"{most // SECOND} s" if most < _DAY else f"{most // _DAY} days"
         raise invalid_field(f"{_OPEN}.{name}", f"must be from 0 to {longest}")
     return span
+
+
+def _retention(message: pb.AggregationConfig, window: Window, default: int) -> int:
+    step = {Tumbling: "size", Hopping: "hop", Gap: "gap"}[type(window)]
+    longest = _RETAINED_WINDOWS * int(getattr(window, step))
+    retention = _span(message, "retention", min(default, longest))
+    if retention > longest:
+        raise invalid_field(f"{_OPEN}.retention", f"must be at most {_RETAINED_WINDOWS} windows")
+    return retention
 
 
 def _size_bounds(bounds: Sequence[int]) -> tuple[int, ...]:

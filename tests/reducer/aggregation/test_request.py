@@ -72,6 +72,7 @@ def at(second: int) -> pb.Item:
         ({"watermark_delay": "-0.001s"}, "open.config.watermark_delay"),
         ({"early_period": "-1s"}, "open.config.early_period"),
         ({"retention": "2678401s"}, "open.config.retention"),
+        ({"tumbling": {"size": "1s"}, "retention": "10001s"}, "open.config.retention"),
         ({"max_wait": "11s"}, "open.config.max_wait"),
         ({"size_bounds": [10, 10]}, "open.config.size_bounds[1]"),
         ({"size_bounds": [0]}, "open.config.size_bounds[0]"),
@@ -119,7 +120,8 @@ def test_a_configuration_may_say_everything() -> None:
         "size_histogram",
         0,
     )
-    assert request.to_config(config_of(session_window={"gap": "0.001s"}), DEFAULTS).window == Gap(1000)
+    short = request.to_config(config_of(session_window={"gap": "0.001s"}), DEFAULTS)
+    assert (short.window, short.retention) == (Gap(1000), 10 * SECOND)
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
           "metadata": { "digest": "af1349b9...", "actual_digest": "2d3adedf..." } }
     """
     ERROR_REASON_UNKNOWN_REDUCER: _ErrorReason.ValueType  # 22
-    """The node has no reducer of this name. INVALID_ARGUMENT, with a BadRequest.
+    """The node has no reducer of this name: INVALID_ARGUMENT, with a BadRequest. Or not of the version that made the key's state:
+    FAILED_PRECONDITION, with `version`; a node that has it may be about to start.
 
         { "reason": "UNKNOWN_REDUCER", "domain": "bridge.omninode", "metadata": { "reducer": "stampings", "known": "stamping_workflow" } }
     """
@@ -374,7 +375,8 @@ ERROR_REASON_BLOB_DIGEST_MISMATCH: ErrorReason.ValueType  # 21
       "metadata": { "digest": "af1349b9...", "actual_digest": "2d3adedf..." } }
 """
 ERROR_REASON_UNKNOWN_REDUCER: ErrorReason.ValueType  # 22
-"""The node has no reducer of this name. INVALID_ARGUMENT, with a BadRequest.
+"""The node has no reducer of this name: INVALID_ARGUMENT, with a BadRequest. Or not of the version that made the key's state:
+FAILED_PRECONDITION, with `version`; a node that has it may be about to start.
 
     { "reason": "UNKNOWN_REDUCER", "domain": "bridge.omninode", "metadata": { "reducer": "stampings", "known": "stamping_workflow" } }
 """

@@ -158,7 +158,7 @@ Global___SessionState: _TypeAlias = SessionState  # noqa: Y015
 
 @_typing.final
 class TumblingWindow(_message.Message):
-    """Windows one after another: each item is in one."""
+    """Windows one after another, from 1970 on: each item is in one."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -212,7 +212,10 @@ Global___HoppingWindow: _TypeAlias = HoppingWindow  # noqa: Y015
 
 @_typing.final
 class SessionWindow(_message.Message):
-    """Windows that a silence ends: items of one pane's key are together while each comes within `gap` of another."""
+    """Windows that a silence ends: items of one pane's key are together while each comes within `gap` of another. An item may make one
+    window of two. A pane of one of these may have been shown; it is never final, and who keeps panes forgets it: it lies within a
+    wider one of the same strategy, namespace and key.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -291,7 +294,7 @@ class AggregationConfig(_message.Message):
 
     @_builtins.property
     def retention(self) -> _duration_pb2.Duration:
-        """How long final panes are kept for readers, by the watermark; at most 31 days."""
+        """How long final panes are kept for readers, by the watermark; at most 31 days, and 10,000 windows."""
 
     @_builtins.property
     def max_wait(self) -> _duration_pb2.Duration:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import uvloop
 from rich.console import Console
 
-from benchmarks import feed, reducer, stamping, store, workflow
+from benchmarks import aggregation, feed, reducer, stamping, store, workflow
 from benchmarks.figure import Figure, show, write
 
 BENCHMARKS: Mapping[str, Callable[[], Awaitable[Figure]]] = {
@@ -31,6 +31,9 @@ BENCHMARKS: Mapping[str, Callable[[], Awaitable[Figure]]] = {
         reducer.reduce_hot_key,
         reducer.batch_reduce_hot,
         reducer.reduce_hot_routed,
+        aggregation.aggregate_stream,
+        aggregation.aggregate_stream_100k,
+        aggregation.watch_aggregates,
         workflow.run_workflow,
         workflow.workflow_throughput,
     )

@@ -65,7 +65,7 @@ def configuration() -> pb.AggregationConfig:
 
 async def aggregate_stream() -> Figure:
     """Batches of 500 as columns, 100 keys, tumbling 5 s, one client, commits on; beside the same fold without gRPC and commits."""
-    return await _stream("aggregate_stream", 100, 600_000)
+    return await _stream("aggregate_stream", 100, 600_000, bar=60_000)
 
 
 async def aggregate_stream_100k() -> Figure:
@@ -73,7 +73,7 @@ async def aggregate_stream_100k() -> Figure:
     return await _stream("aggregate_stream_100k", 100_000, 600_000)
 
 
-async def _stream(name: str, keys: int, count: int) -> Figure:
+async def _stream(name: str, keys: int, count: int, bar: float | None = None) -> Figure:
     made = batches(count, keys)
     async with mesh("store", "reducer") as nodes:
         async with stub_of(ReducerServiceStub, nodes.measured("reducer").target) as stub:
@@ -92,6 +92,8 @@ async def _stream(name: str, keys: int, count: int) -> Figure:
         "the same fold in one process, no gRPC, no commits",
         peer,
         ours / peer,
+        bar,
+        bar_on_value=True,
         beside={"ms for 1,000 items": statistics.median(latencies), "reducer MiB": memory},
     )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 STAMPING = "omninode.bridge.stamping.v1.StampingService"
 ORCHESTRATOR = "omninode.bridge.orchestrator.v1.OrchestratorService"
+REDUCER = "omninode.bridge.reducer.v1.ReducerService"
 STORE = "omninode.bridge.store.v1.StoreService"
 HELLO = "cHJpbnQoImhlbGxvIikK"
 """`print("hello")` and a newline; bytes are base64 in JSON."""
@@ -46,6 +47,7 @@ EXAMPLES = (
         "a workflow, which is durable when it answers", "orchestrator", f"{ORCHESTRATOR}/SubmitWorkflow", _SUBMISSION
     ),
     Example("its end", "orchestrator", f"{ORCHESTRATOR}/RunWorkflow", {"submission": _SUBMISSION}),
+    Example("what is aggregated", "reducer", f"{REDUCER}/ListSessions", {}),
     Example("its state", "store", f"{STORE}/GetState", {"key": "workflow/hello"}),
 )
 """In the order in which they are to be made: the last two ask for what the one before them made."""

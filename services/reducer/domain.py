@@ -36,6 +36,8 @@ BLOB_REF_COUNT = 100
 """References to blobs of a commit: the store's bound."""
 _BLOBS_BYTES = 12 * _MIB
 """Blobs of an action in all, so that the commit with its state and events stays below the 16 MiB of a message."""
+_HOLDERS = (dict, list)
+"""Values of JSON that hold others."""
 _MAX_DEPTH = 64
 """Levels of a payload: a state holds payloads a few levels deeper, and must stay readable for every JSON parser."""
 
@@ -315,15 +317,11 @@ def canonical(value: Json | State, limit: int, what: str) -> str:
 
 
 def _sorted(value: Any) -> Any:
-    match value:
-        case dict():
-            return {
-                name: _sorted(held) if isinstance(held := value[name], dict | list) else held for name in sorted(value)
-            }
-        case list():
-            return [_sorted(item) for item in value]
-        case _:
-            return value
+    if isinstance(value, dict):
+        return {name: _sorted(held) if isinstance(held := value[name], _HOLDERS) else held for name in sorted(value)}
+    if isinstance(value, list):
+        return [_sorted(held) if isinstance(held, _HOLDERS) else held for held in value]
+    return value
 
 
 def _is_finite(value: Json | State) -> bool:

@@ -226,7 +226,7 @@ class Machine:
                 _set(after, path, value)
         for append in transition.append:
             _set(after, append.path, append.onto(_find(append.path, after), sources))
-        sources |= {STATE: after, PREVIOUS: state or {}}
+        sources[STATE], sources[PREVIOUS] = after, state or {}
         entered = self.states[transition.to]
         emissions = transition.emit
         if current != transition.to:
@@ -234,7 +234,7 @@ class Machine:
             emissions = (*left, *emissions, *entered.entry)
         return Fold(
             state=after,
-            events=tuple(emission.event(sources) for emission in emissions),
+            events=tuple([emission.event(sources) for emission in emissions]),
             projection=self._project(after),
             final=entered.final,
         )

@@ -18,6 +18,9 @@ from services.reducer.aggregation.session import Session
 from services.reducer.aggregation.sessions import Sessions
 from services.reducer.aggregation.view import AskedSession, to_view
 
+_PAGE_CUSTOM_BYTES = 4 * 1024 * 1024
+"""Of what custom folds made, in a page: it stays below the 16 MiB of a message."""
+
 _Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -75,7 +78,7 @@ class AggregationServicer(reducer_pb2_grpc.ReducerServiceServicer):
         size = paging.page_size(request.page_size)
         after = _place_of(paging.decode(request.page_token, view.filters)) if request.page_token else None
         table = await self._follower.current(view.session)
-        response = pb.GetAggregatesResponse()
+        response, room = pb.GetAggregatesResponse(), _PAGE_CUSTOM_BYTES
         last: CellId | None = None
         for cell in table.newest(after):
             if not view.filter.selects_cell(cell):
@@ -83,11 +86,12 @@ class AggregationServicer(reducer_pb2_grpc.ReducerServiceServicer):
             pane = table.pane(cell)
             if not view.filter.selects(pane):
                 continue
-            if len(response.panes) == size:
+            if len(response.panes) == size or room < 0:
                 assert last is not None
                 response.next_page_token = paging.encode(last, view.filters)
                 break
             fill_pane(response.panes.add(), pane)
+            room -= len(pane.custom_json)
             last = cell
         assert table.session is not None
         self._fill(response.session, table.session)

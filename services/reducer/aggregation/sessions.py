@@ -113,16 +113,16 @@ class Sessions:
         if asked.session not in self._streams and len(self._streams) >= self._settings.max_sessions:
             raise TooManySessions(metadata={"limit": str(self._settings.max_sessions)})
         async with self.writing(key_of(asked.session), lambda part: self._head(message.open, part)) as writer:
+            stream = Stream(writer, requests, self._terms, self._metrics, now=self._now, latest=self._latest)
             if earlier := self._streams.get(asked.session):
                 earlier.cut(SessionTakenOver(metadata={"session": asked.session}))
-            yield self._opened(writer, asked.acknowledged_offset)
-            async for committed in writer.answers_after(asked.acknowledged_offset):
-                for response in responses_of(committed, finished=False):
-                    yield response
-            stream = Stream(writer, requests, self._terms, self._metrics, now=self._now, latest=self._latest)
             self._streams[asked.session] = stream
             stop_hearing = self._subscribe(key_of(asked.session), partial(_hear, stream, writer))
             try:
+                yield self._opened(writer, asked.acknowledged_offset)
+                async for committed in writer.answers_after(asked.acknowledged_offset):
+                    for response in responses_of(committed, finished=False):
+                        yield response
                 async for response in stream.responses():
                     yield response
             finally:

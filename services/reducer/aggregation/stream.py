@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from itertools import chain
+from typing import Any
 
 from omninode.bridge.errors.v1 import errors_pb2
 from omninode.bridge.reducer.v1 import aggregation_pb2 as pb
@@ -20,18 +21,19 @@ from services.reducer.aggregation.contract import Terms
 from services.reducer.aggregation.durable import Rejected
 from services.reducer.aggregation.message import fill_pane, fill_time
 from services.reducer.aggregation.metrics import AggregationMetrics
+from services.reducer.aggregation.pane import Pane
 from services.reducer.aggregation.writer import Committed, Writer
 
-T = TypeVar("T")
-
-_RESPONSE_ITEMS = 1000
-"""Panes or refusals of one response: some hundred KiB."""
+_RESPONSE_BYTES = 256 * 1024
+"""Of one response, about; a message costs more than what it holds, and a reader's flow control has 64 KiB at least."""
+_ITEM_BYTES = 200
+"""A pane or a refusal, beside what a custom fold made."""
 _RESPONSES = 4
 """Responses that wait to be taken."""
 
 
 class Stream:
-    """One writer's call, after its first message. `now` is the event loop's time, `wall` the time in microseconds since 1970."""
+    """One writer's call, after its first message. `now` is the event loop's time in seconds."""
 
     def __init__(
         self,
@@ -213,28 +215,23 @@ class Stream:
 
 def responses_of(committed: Committed, *, finished: bool) -> Iterator[pb.AggregateResponse]:
     """What one commit is answered with: panes and refusals, then the acknowledgement."""
-    response = pb.AggregateResponse()
-    for pane in (*committed.panes, *committed.early):
-        fill_pane(response.panes.add(), pane)
-        if len(response.panes) == _RESPONSE_ITEMS:
+    response, size = pb.AggregateResponse(), 0
+    answers: Iterable[Pane | Rejected] = chain(committed.panes, committed.early, committed.rejected)
+    for answer in answers:
+        if isinstance(answer, Rejected):
+            _fill_rejected(response.rejected.add(), answer)
+            size += _ITEM_BYTES
+        else:
+            fill_pane(response.panes.add(), answer)
+            size += _ITEM_BYTES + len(answer.custom_json)
+        if size > _RESPONSE_BYTES:
             yield response
-            response = pb.AggregateResponse()
-    for rejected in _in_pieces(committed.rejected):
-        for item in rejected:
-            _fill_rejected(response.rejected.add(), item)
-        if len(rejected) == _RESPONSE_ITEMS:
-            yield response
-            response = pb.AggregateResponse()
+            response, size = pb.AggregateResponse(), 0
     response.acknowledgement.offset = committed.offset
     if committed.watermark is not None:
         fill_time(response.acknowledgement.watermark, committed.watermark)
     response.acknowledgement.finished = finished
     yield response
-
-
-def _in_pieces(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    for start in range(0, len(items), _RESPONSE_ITEMS):
-        yield items[start : start + _RESPONSE_ITEMS]
 
 
 def _fill_rejected(message: pb.RejectedItem, item: Rejected) -> None:

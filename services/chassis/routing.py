@@ -37,7 +37,7 @@ Client = TypeVar("Client", bound=Closing)
 Answer = TypeVar("Answer")
 
 
-class _Replica(NamedTuple, Generic[Client]):
+class Replica(NamedTuple, Generic[Client]):
     client: Client
     channel: grpc.aio.Channel | None
     ending: AsyncExitStack
@@ -55,13 +55,13 @@ class Router(Generic[Client]):
     those that come to it or were its own.
     """
 
-    def __init__(self, replicas: Mapping[str, _Replica[Client]]) -> None:
+    def __init__(self, replicas: Mapping[str, Replica[Client]]) -> None:
         self._replicas = dict(replicas)
 
     @classmethod
     def of(cls, client: Client) -> Router[Client]:
         """Of a single replica."""
-        return cls({"": _Replica(client, None, AsyncExitStack())})
+        return cls({"": Replica(client, None, AsyncExitStack())})
 
     async def call(self, key: str, use: Callable[[Client], Awaitable[Answer]]) -> Answer:
         """What `use` makes of the key's replica, or where that cannot be reached, of the next one.
@@ -92,7 +92,7 @@ class Router(Generic[Client]):
         """Closes every client, and then its channel."""
         await self._drop(list(self._replicas))
 
-    async def update(self, addresses: Iterable[str], add: Callable[[str], Awaitable[_Replica[Client]]]) -> None:
+    async def update(self, addresses: Iterable[str], add: Callable[[str], Awaitable[Replica[Client]]]) -> None:
         """Makes these the replicas; what was called of another goes on to its end."""
         wanted = set(addresses)
         for address in sorted(wanted - self._replicas.keys()):
@@ -114,10 +114,10 @@ async def routed(
     A name is looked up at once and `every` so many seconds; until it could be, its calls are left to gRPC. Raises InvalidTarget.
     """
 
-    async def replica(address: str) -> _Replica[Client]:
+    async def replica(address: str) -> Replica[Client]:
         ending = AsyncExitStack()
         channel = await ending.enter_async_context(connect(address, settings))
-        return _Replica(make(channel), channel, ending)
+        return Replica(make(channel), channel, ending)
 
     addresses, name = _parts(target)
     router = Router({address: await replica(address) for address in addresses})
@@ -138,12 +138,15 @@ def _is_gone(error: Unavailable) -> bool:
 async def _follow(
     router: Router[Client],
     name: tuple[str, int],
-    add: Callable[[str], Awaitable[_Replica[Client]]],
+    add: Callable[[str], Awaitable[Replica[Client]]],
     every: float,
 ) -> None:
     while True:
-        if addresses := await _looked_up(*name):
-            await router.update(addresses, add)
+        try:
+            if addresses := await _looked_up(*name):
+                await router.update(addresses, add)
+        except Exception:
+            _log.exception("the addresses of %s are not followed", name[0])
         await asyncio.sleep(every)
 
 

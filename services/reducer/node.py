@@ -26,7 +26,7 @@ from services.reducer.aggregation.fold import Folds
 from services.reducer.aggregation.follower import PaneFeedSettings, ReadingSettings
 from services.reducer.aggregation.sessions import AggregationSettings
 from services.reducer.domain import Limits, Reducers
-from services.reducer.entry_point import registered
+from services.reducer.entry_point import folds, registered
 from services.reducer.folding import Folder, FoldingMetrics, FoldingSettings
 from services.reducer.machine import Machine
 from services.reducer.servicer import ReducerServicer
@@ -109,7 +109,7 @@ def main() -> int:
     """Runs the node in this process. Raises ContractError, SettingsError, EntryPointError, PortInUse, InvalidTarget."""
     contract = contracts.load(CONTRACT)
     tuned = settings.load(ReducerSettings, node="reducer", contract=contract, environ=os.environ)
-    reducers, terms = registered([machine_of(contract)]), terms_of(contract)
+    reducers, custom, terms = registered([machine_of(contract)]), folds(), terms_of(contract)
     configure_logging("reducer", tuned.server.log_level)
-    uvloop.run(serve(tuned, reducers, Folds(), terms))
+    uvloop.run(serve(tuned, reducers, custom, terms))
     return 0

@@ -28,7 +28,7 @@ from services.chassis.turns import in_turns
 from services.reducer.aggregation.follower import Follower
 from services.reducer.aggregation.servicer import AggregationServicer
 from services.reducer.aggregation.sessions import Sessions
-from services.reducer.domain import Action, Limits, Reducers
+from services.reducer.domain import Action, Event, Limits, Reducers
 from services.reducer.folding import Folded, Folder, GaveUp, Outcome
 
 _Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
@@ -182,18 +182,22 @@ def _fill_folded(message: reducer_pb2.Folded, folded: Folded, room: int, *, brie
     if folded.commit is not None:
         message.commit.CopyFrom(folded.commit)
     for index, event in enumerate(() if brief else fold.events):
-        message.events.add(
-            event_id=str(event_id(action.action_id, index)),
-            kind=event.kind.value,
-            event_type=event.event_type,
-            topic=event.topic,
-            partition_key=action.key,
-            payload_json=event.payload_json,
-        )
+        _fill_event(message.events.add(), event, action, index)
     if room < 0:
         return 0
-    size = len(fold.state_json) if fold.state_json.isascii() else len(fold.state_json.encode())
+    text = fold.state_json
+    size = len(text) if text.isascii() else len(text.encode())
     if size > room:
         return 0
-    message.state_json = fold.state_json
+    message.state_json = text
     return size
+
+
+def _fill_event(message: store_pb2.Event, event: Event, action: Action, index: int) -> None:
+    # One by one: keyword arguments take half as long again.
+    message.event_id = str(event_id(action.action_id, index))
+    message.kind = store_pb2.EventKind.ValueType(event.kind)
+    message.event_type = event.event_type
+    message.topic = event.topic
+    message.partition_key = action.key
+    message.payload_json = event.payload_json

@@ -136,4 +136,4 @@ class Turns:
 
 def lease_name(key: str) -> str:
     """The lease that is a key's turn: a key may hold characters that a lease's name may not."""
-    return f"reducer/key/{blake3(key.encode()).hexdigest()}"
+    return f"turn/{blake3(key.encode()).hexdigest()}"

@@ -42,7 +42,7 @@ def to_commit(request: store_pb2.TryCommitRequest) -> Commit:
             "state_json": request.state_json,
             "schema_version": request.schema_version,
             "actions": [_action(action) for action in request.actions],
-            "projection": request.projection if request.HasField("projection") else None,
+            "projection": _projection(request.projection) if request.HasField("projection") else None,
             "blobs": request.blobs or (),
             "blob_refs": request.blob_refs or (),
             "released_blob_refs": request.released_blob_refs or (),
@@ -63,6 +63,15 @@ def _action(action: store_pb2.CommitAction) -> dict[str, object]:
         "type": action.type,
         "provenance": _provenance(action.provenance) if action.HasField("provenance") else UNSAID,
         "events": [_new_event(event) for event in action.events],
+    }
+
+
+def _projection(projection: store_pb2.ProjectionInput) -> dict[str, object]:
+    return {
+        "tag": projection.tag,
+        "namespace": projection.namespace,
+        "indices": projection.indices,
+        "extras_json": projection.extras_json,
     }
 
 

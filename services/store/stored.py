@@ -34,7 +34,14 @@ def events_text(events: Sequence[Event], key: str) -> str | None:
     return _json(
         [
             # The kind as a number: pydantic takes longer for an enum than for all the rest.
-            [int(event.kind), event.event_type, event.topic, event.partition_key or key, event.payload_json, event.headers]
+            [
+                int(event.kind),
+                event.event_type,
+                event.topic,
+                event.partition_key or key,
+                event.payload_json,
+                event.headers,
+            ]
             for event in events
         ]
     )

@@ -17,7 +17,7 @@ from services.chassis.client import ClientSettings, InvalidTarget
 from services.chassis.client_interceptor import NodeUnavailable
 from services.chassis.errors import Unavailable
 from services.chassis.port import free_ports
-from services.chassis.routing import Router, _Replica, routed
+from services.chassis.routing import Replica, Router, routed
 
 BOUND = 20.0
 QUICK = ClientSettings(attempts=1, initial_backoff_seconds=0.02, max_backoff_seconds=0.05)
@@ -53,7 +53,7 @@ class Client:
 
 
 def router(clients: dict[str, Client]) -> Router[Client]:
-    return Router({address: _Replica(client, None, AsyncExitStack()) for address, client in clients.items()})
+    return Router({address: Replica(client, None, AsyncExitStack()) for address, client in clients.items()})
 
 
 def routes(addresses: Iterable[str]) -> dict[str, str]:
@@ -135,8 +135,8 @@ async def test_replicas_are_added_and_those_that_are_gone_are_closed() -> None:
     one, two = Client(), Client()
     made = router({"10.0.0.1:1": one})
 
-    async def add(_address: str) -> _Replica[Client]:
-        return _Replica(two, None, AsyncExitStack())
+    async def add(_address: str) -> Replica[Client]:
+        return Replica(two, None, AsyncExitStack())
 
     await made.update(["10.0.0.2:1"], add)
     assert {made.address(key) for key in KEYS} == {"10.0.0.2:1"}

@@ -8,13 +8,20 @@ from typing import Any
 
 import pytest
 from blake3 import blake3
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from examples.counter.counter_reducer import Counter
 from omninode.bridge.store.v1 import store_pb2
-from services.reducer.domain import Current, Reducers, UnknownReducer, UnknownVersion, decorrelated_jitter
+from services.reducer.domain import (
+    Current,
+    Reducers,
+    UnknownReducer,
+    UnknownVersion,
+    canonical,
+    decorrelated_jitter,
+)
 from tests.reducer.node import stamping_workflow
 from tests.reducer.workflow import DIGEST, action
 
@@ -159,6 +166,20 @@ def test_the_newest_of_a_name_folds_what_no_version_made_and_each_version_what_i
     assert refusal.value.metadata == {"reducer": "counter", "version": "3", "known": "1,2"}
     with pytest.raises(UnknownReducer):
         reducers.of("count", Current(1, {}, 2, 1))
+
+
+TREE = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=60)
+@given(value=TREE)
+def test_canonical_text_has_every_object_in_the_order_of_its_names(value: Any) -> None:
+    expected = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert canonical(value, MIB, "a value") == expected
 
 
 @given(draws=st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=20))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from datetime import UTC, timedelta, timezone, tzinfo
 from typing import Any
 
 import pytest
@@ -477,6 +478,8 @@ def test_a_contract_without_a_machine_is_refused(tmp_path: Any) -> None:
         machine_of(contracts.load(tmp_path / "contract.yaml"))
 
 
-def test_the_time_is_written_in_utc_with_microseconds() -> None:
-    state = door().fold(None, action("built", BUILT, occur_time=TIME.replace(microsecond=0))).state
+@pytest.mark.parametrize("zone", [UTC, timezone(timedelta(0), "Z"), timezone(timedelta(hours=-5))], ids=str)
+def test_the_time_is_written_in_utc_with_microseconds(zone: tzinfo) -> None:
+    time = TIME.replace(microsecond=0).astimezone(zone)
+    state = door().fold(None, action("built", BUILT, occur_time=time)).state
     assert state["built_at"] == "2026-01-02T03:04:05.000000Z"

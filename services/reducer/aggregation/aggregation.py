@@ -126,8 +126,8 @@ class Aggregation:
 
         A pane is told when its cell becomes on time, when it is final, and whenever it changed in between. `early` asks also for
         panes of what is open and changed since it was last asked for; they are told only where the session has an early period.
+        Of a shelf that is due and out of memory nothing becomes yet: it may be `put`, and then taken.
         """
-        assert not self.due_shelves(), "a shelf that comes due is in memory"
         bound = None if self._finishing else self._watermark
         cells, self._changed = self._changed, []
         shelves = [shelf for shelf in self._open.values() if bound is None or shelf.deadline <= bound]
@@ -250,6 +250,8 @@ class Aggregation:
             self._archived.add(shelf)
             self._size_bytes -= self._closed.pop(shelf).size_bytes
         else:
+            for cell in opened:
+                self._unseen.pop(cell.id, None)
             opened.settle()
             self._away[shelf] = opened.deadline
             self._size_bytes -= opened.size_bytes
@@ -415,7 +417,9 @@ class Aggregation:
             if cell.stage != Stage.OPEN:
                 timing = Timing.ON_TIME if before == Stage.OPEN else Timing.REVISED
                 panes.append(cell.pane(timing, cell.stage == Stage.FINAL))
-            if self._config.early_period:
+            if cell.stage != Stage.OPEN:
+                self._unseen.pop(cell.id, None)
+            elif self._config.early_period:
                 self._unseen[cell.id] = cell
         panes.sort(key=lambda pane: pane.cell[2])
         return records, panes, final

@@ -5,7 +5,7 @@ The subcontracts' text and places are the chassis'.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any, Literal, TypeAlias
@@ -99,6 +99,14 @@ class SessionStage(StrEnum):
     PERSISTING = "PERSISTING"
 
 
+_NEEDED = (
+    (SessionStage.IDLE, "opened"),
+    (SessionStage.AGGREGATING, "due"),
+    (SessionStage.PERSISTING, "committed"),
+    (SessionStage.AGGREGATING, "left"),
+)
+
+
 class _MovePart(_Part):
     event: Literal["opened", "due", "committed", "left"]
     source: Annotated[SessionStage, Field(alias="from", strict=False)]
@@ -157,17 +165,32 @@ def read(aggregation: Mapping[str, Any], sessions: Mapping[str, Any], caching: M
     for name, part in (("sessions", shape.sessions), ("workflows", shape.workflows)):
         if isinstance(part.window, _HoppingPart) and not 1 <= part.window.size_ms / part.window.hop_ms <= 100:
             raise AggregationContractError(("aggregation", name, "window", "hop_ms"), "must be 1 to 1/100 of size_ms")
+        for field, fault in _faults(part):
+            raise AggregationContractError(("aggregation", name, field), fault)
+    moves = {(move.source, move.event): move.to for move in shape.states}
+    for source, event in _NEEDED:
+        if (source, event) not in moves:
+            raise AggregationContractError(("aggregation", "states"), f"lacks what {event} does in {source}")
     return Terms(
         sessions=shape.sessions.config(kept.retention_ms),
         workflows=shape.workflows.config(kept.retention_ms),
         batch_items=shape.batch_items,
         group_items=shape.group_items,
-        moves={(move.source, move.event): move.to for move in shape.states},
+        moves=moves,
         checkpoint_commits=kept.checkpoint_commits,
         checkpoint_seconds=kept.checkpoint_ms / 1000,
         session_bytes=cached.session_bytes,
         all_bytes=cached.all_bytes,
     )
+
+
+def _faults(part: _ConfigPart) -> Iterator[tuple[str, str]]:
+    if len(set(part.strategies)) < len(part.strategies):
+        yield "strategies", "must differ"
+    if ("custom" in part.strategies) is not bool(part.custom_fold):
+        yield "custom_fold", "must be set with the strategy custom, and only then"
+    if sorted(set(part.size_bounds)) != part.size_bounds:
+        yield "size_bounds", "must rise"
 
 
 def _parsed(part: type[Any], document: Mapping[str, Any], location: Location) -> Any:

@@ -10,7 +10,7 @@ A record is a cell as `cell` writes and reads it: a list that begins with the pa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
@@ -25,6 +25,9 @@ OWN_SESSION = "workflows"
 """The mesh's own: fed by the intents of workflows that have ended, a part for each partition of the store."""
 
 Record: TypeAlias = Sequence[Any]
+
+_PIECE_RECORDS = 20_000
+"""Records, and panes, of one blob: some MiB, below what the store takes, and read in some hundred ms."""
 
 
 def key_of(session: str, part: int | None = None) -> str:
@@ -49,7 +52,7 @@ class Progress(NamedTuple):
 
 
 class DeltaRef(NamedTuple):
-    """Where a commit's delta is."""
+    """Where a commit's delta is, or a piece of it: those of one version belong together."""
 
     digest: str
     version: int
@@ -132,13 +135,14 @@ class Delta(NamedTuple):
     def __bool__(self) -> bool:
         return any(self)
 
-    def to_bytes(self) -> bytes:
-        """The delta as a blob."""
-        return to_json(tuple(self))
+    def to_blobs(self) -> Iterator[bytes]:
+        """The delta as blobs, each a delta itself; more than one where it is large."""
+        for start in range(0, max(map(len, self)), _PIECE_RECORDS):
+            yield to_json([part[start : start + _PIECE_RECORDS] for part in self])
 
     @classmethod
     def from_bytes(cls, blob: bytes) -> Delta:
-        """The delta that `to_bytes` wrote; trusted."""
+        """The delta of one of the blobs that `to_blobs` wrote; trusted."""
         records, removed, panes, rejected = from_json(blob)
         return cls(
             records,
@@ -151,8 +155,8 @@ class Delta(NamedTuple):
 class Shelf(NamedTuple):
     """Cells that are kept together, as a checkpoint knows them."""
 
-    pack: str
-    """The digest of the pack that holds their records."""
+    packs: Sequence[str]
+    """The digests of the packs that hold their records; more than one where they are many."""
     deadline: int | None
     """Where the watermark must be for something to become of them, in microseconds; None where all are final."""
 
@@ -171,6 +175,21 @@ def checkpoint_to_bytes(checkpoint: Checkpoint) -> bytes:
 def checkpoint_from_bytes(blob: bytes) -> dict[str, Shelf]:
     """The checkpoint that `checkpoint_to_bytes` wrote; trusted."""
     return {name: Shelf(*shelf) for name, shelf in from_json(blob).items()}
+
+
+def packed(shelves: Iterable[tuple[str, Sequence[Record]]]) -> Iterator[Pack]:
+    """Shelves in packs of a size that is read at once; a large one is in several."""
+    pack: dict[str, Sequence[Record]] = {}
+    room = _PIECE_RECORDS
+    for name, records in shelves:
+        for start in range(0, len(records), _PIECE_RECORDS):
+            pack[name] = records[start : start + _PIECE_RECORDS]
+            room -= len(pack[name])
+            if room <= 0:
+                yield pack
+                pack, room = {}, _PIECE_RECORDS
+    if pack:
+        yield pack
 
 
 def pack_to_bytes(pack: Pack) -> bytes:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 
 from omninode.bridge.errors.v1 import errors_pb2
@@ -107,7 +107,7 @@ class SessionFeed:
         self._stale = True
         self._wake()
 
-    async def watch(self, view: PaneView, cursor: str, *, from_beginning: bool) -> AsyncIterator[bytes]:
+    async def watch(self, view: PaneView, cursor: str, *, from_beginning: bool) -> AsyncGenerator[bytes, None]:
         """The responses of one Watch. Raises what the feed and `refresh` raise."""
 
         async def enter() -> Position:
@@ -186,11 +186,11 @@ class SessionFeed:
         counting = counting_of(head.config, len(self._keys))
         try:
             checkpoint = checkpoint_from_bytes(await self._reader.blob(head.checkpoint)) if head.checkpoint else {}
-            for digest in sorted({shelf.pack for shelf in checkpoint.values()}):
+            for digest in sorted({digest for shelf in checkpoint.values() for digest in shelf.packs}):
                 pack = pack_from_bytes(await self._reader.blob(digest))
                 # A pack may hold shelves that another has replaced.
                 records = (
-                    it for name in pack if name in checkpoint and checkpoint[name].pack == digest for it in pack[name]
+                    it for name in pack if name in checkpoint and digest in checkpoint[name].packs for it in pack[name]
                 )
                 for count, record in enumerate(records, start=1):
                     cell = cells[id_of(record)] = Cell.of(record, counting)

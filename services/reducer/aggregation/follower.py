@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -123,7 +123,7 @@ class Follower:
                     raise SessionNotFound(metadata={"session": name})
                 return session.table
 
-    async def watch(self, view: PaneView, cursor: str, *, from_beginning: bool) -> AsyncIterator[bytes]:
+    async def watch(self, view: PaneView, cursor: str, *, from_beginning: bool) -> AsyncGenerator[bytes, None]:
         """The responses of one Watch. Raises TooManyWatchers, CURSOR_MISMATCH, SessionTooLarge."""
         limit = self._feed_settings.max_watchers
         if sum(session.watchers for session in self._sessions.values()) >= limit:
@@ -132,8 +132,10 @@ class Follower:
             session.watchers += 1
             self._wanted.set()
             try:
-                async for response in session.watch(view, cursor, from_beginning=from_beginning):
-                    yield response
+                watch = session.watch(view, cursor, from_beginning=from_beginning)
+                async with aclosing(watch) as responses:
+                    async for response in responses:
+                        yield response
             finally:
                 session.watchers -= 1
 
@@ -208,12 +210,13 @@ class Follower:
         while True:
             await self._wanted.wait()
             try:
-                async for heard in self._responses():
-                    tries = 0
-                    await self._hear(heard)
-                    if not self._is_wanted():
-                        self._wanted.clear()
-                        break
+                async with aclosing(self._responses()) as responses:
+                    async for heard in responses:
+                        tries = 0
+                        await self._hear(heard)
+                        if not self._is_wanted():
+                            self._wanted.clear()
+                            break
             except Exception as error:
                 # Once an outage: more lines would say no more.
                 if not tries:
@@ -223,7 +226,7 @@ class Follower:
             await asyncio.sleep(_PAUSES[min(tries, len(_PAUSES) - 1)])
             tries += 1
 
-    async def _responses(self) -> AsyncIterator[store_pb2.WatchCommitsResponse]:
+    async def _responses(self) -> AsyncGenerator[store_pb2.WatchCommitsResponse, None]:
         """The store's feed from now on, until it breaks off or falls silent."""
         call = self._stub.WatchCommits(store_pb2.WatchCommitsRequest(collection=COLLECTION, include_states=True))
         try:

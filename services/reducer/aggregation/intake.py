@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from services.reducer.aggregation.config import SECOND, Config, Gap
 from services.reducer.aggregation.durable import OWN_SESSION, Head, key_of
 from services.reducer.aggregation.item import Columns
 from services.reducer.aggregation.metrics import AggregationMetrics
+from services.reducer.aggregation.request import MAX_SIZE
 from services.reducer.aggregation.session import Part
 from services.reducer.aggregation.sessions import Sessions
 from services.reducer.aggregation.storage import Storage
@@ -37,7 +39,7 @@ _CLOCKS = 2 * SECOND
 _CHARACTERS = 440
 """Of a workflow's id; the others are shorter."""
 _DIGITS = 19
-"""From so many on a number may be more than an int64."""
+"""Of an int64."""
 _GROUPS = 16
 """Responses of the outbox that wait for their turn."""
 _GROUP_EVENTS = 5000
@@ -83,6 +85,7 @@ class Intake:
         """When all that any part has counted is final, in microseconds, as far as this node knows."""
         self._length = config.window.gap if isinstance(config.window, Gap) else config.window.size
         self._folding: dict[int, asyncio.Task[None]] = {}
+        self._ending: set[asyncio.Task[None]] = set()
 
     def acquire(self, partition: int, epoch: int) -> None:
         """Begins to fold a partition."""
@@ -92,14 +95,15 @@ class Intake:
         """Stops folding a partition; what is still under way is fenced."""
         if task := self._folding.pop(partition, None):
             task.cancel()
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
 
     async def aclose(self) -> None:
         """Stops folding."""
-        tasks = list(self._folding.values())
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        for partition in list(self._folding):
+            self.lose(partition)
+        while self._ending:
+            await asyncio.wait(self._ending)
 
     async def _keep_folding(self, partition: int, epoch: int) -> None:
         guard = store_pb2.Guard(
@@ -140,7 +144,11 @@ class Intake:
                     self._metrics.taken_in(len(events))
                 elif group.idle_until is not None and await self._closes(writer.head, group.idle_until):
                     await writer.advance(group.idle_until, max(group.offset, writer.offset))
-                self._metrics.committed(await writer.commit())
+                committed = await writer.commit()
+                while committed.is_part:
+                    self._metrics.committed(committed)
+                    committed = await writer.commit()
+                self._metrics.committed(committed)
                 if group.offset > acknowledged:
                     request = store_pb2.AckOutboxRequest(
                         consumer=CONSUMER, partition=partition, offset=group.offset, guard=guard
@@ -161,8 +169,9 @@ class Intake:
 
     async def _read(self, groups: asyncio.Queue[_Intents | Exception], partition: int, *, from_beginning: bool) -> None:
         try:
-            async for group in self._intents(partition, from_beginning=from_beginning):
-                await groups.put(group)
+            async with aclosing(self._intents(partition, from_beginning=from_beginning)) as intents:
+                async for group in intents:
+                    await groups.put(group)
             failure: Exception = Unavailable("the outbox's feed ended")
         except Exception as broken:
             failure = broken
@@ -226,7 +235,9 @@ def _columns(events: Sequence[store_pb2.OutboxEvent]) -> Columns:
 
 def _size(value: object) -> int:
     # An int64 of a message, so text in its JSON.
-    return int(value) if isinstance(value, str | int) and str(value).isdecimal() and len(str(value)) < _DIGITS else 0
+    if not isinstance(value, str | int) or len(str(value)) > _DIGITS or not str(value).isdecimal():
+        return 0
+    return min(int(value), MAX_SIZE)
 
 
 def _text(value: object) -> str:

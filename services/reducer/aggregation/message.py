@@ -19,6 +19,10 @@ _STAGES = {
 }
 
 
+_LARGEST = 2**63 - 1
+"""A sum beyond what an int64 holds is shown as that."""
+
+
 def fill_time(message: Timestamp, microseconds: int) -> None:
     """Sets the message to a time since 1970 in UTC; also to the epoch itself, where all its fields are 0."""
     seconds, rest = divmod(microseconds, SECOND)
@@ -42,7 +46,7 @@ def fill_pane(message: pb.Pane, pane: Pane) -> None:
     message.namespace = namespace
     message.key = key
     message.count = pane.item_count
-    message.total_bytes = pane.total_bytes
+    message.total_bytes = min(pane.total_bytes, _LARGEST)
     message.min_bytes = pane.min_bytes
     message.max_bytes = pane.max_bytes
     message.mean_bytes = pane.total_bytes / pane.item_count

@@ -33,6 +33,9 @@ _LAST_TIME = 253_402_300_799 * SECOND
 """The end of the year 9999: the last that google.protobuf.Timestamp has."""
 _CHARACTERS = {"namespace": 255, "file_type": 255, "workflow_id": 440, "workflow_state": 64}
 _PAYLOAD_BYTES = 4096
+MAX_SIZE = 2**40
+"""Of one item: so that the sizes of eight million items are a number that every language reads."""
+_LAST_OFFSET = 2**62
 _NAMES = {Strategy(number): name for name, number in pb.AggregationStrategy.items() if number}
 _OPEN = "open.config"
 
@@ -92,8 +95,8 @@ def to_batch(message: pb.ItemBatch | pb.ItemColumns, *, limit: int, latest: int,
     path = "items.items" if name == "items" else "columns.event_times_us"
     if not 1 <= count <= limit:
         raise invalid_field(path, f"must hold 1 to {limit} items", item_count=str(count))
-    if first < 1:
-        raise invalid_field(f"{name}.first_offset", "must be 1 or more")
+    if not 1 <= first <= _LAST_OFFSET - count:
+        raise invalid_field(f"{name}.first_offset", "must be 1 or more, and no offset above 2^62")
     if not payloads:
         columns = columns._replace(payloads=[""] * count)
     faults = _faults(columns, latest)
@@ -114,8 +117,8 @@ def to_batch(message: pb.ItemBatch | pb.ItemColumns, *, limit: int, latest: int,
 
 def to_heartbeat(message: pb.Heartbeat, *, latest: int) -> tuple[int, int]:
     """A heartbeat's offset and time. Raises InvalidArgument."""
-    if message.offset < 1:
-        raise invalid_field("heartbeat.offset", "must be 1 or more")
+    if not 1 <= message.offset <= _LAST_OFFSET:
+        raise invalid_field("heartbeat.offset", "must be from 1 to 2^62")
     time = _microseconds(message.event_time) if message.HasField("event_time") else 0
     if fault := _time_fault(time, latest):
         raise invalid_field("heartbeat.event_time", fault)
@@ -151,7 +154,7 @@ def _window(message: pb.AggregationConfig) -> Window | None:
 
 
 def _length(window: Any, kind: str, name: str) -> int:
-    length = _duration(getattr(window, name))
+    length = _microseconds(getattr(window, name))
     if not _SHORTEST <= length <= _LONGEST:
         raise invalid_field(f"{_OPEN}.{kind}.{name}", "must be from 1 ms to 31 days")
     return length
@@ -160,7 +163,7 @@ def _length(window: Any, kind: str, name: str) -> int:
 def _span(message: pb.AggregationConfig, name: str, default: int, most: int = _LONGEST) -> int:
     if not message.HasField(name):  # type: ignore[arg-type]  # one of the message's durations
         return default
-    span = _duration(getattr(message, name))
+    span = _microseconds(getattr(message, name))
     if not 0 <= span <= most:
         longest = f"{most // SECOND} s" if most < _DAY else f"{most // _DAY} days"
         raise invalid_field(f"{_OPEN}.{name}", f"must be from 0 to {longest}")
@@ -198,11 +201,7 @@ def only(columns: Columns, kept: Sequence[int]) -> Columns:
     return Columns._make([column[place] for place in kept] for column in columns)
 
 
-def _duration(message: Duration) -> int:
-    return message.seconds * SECOND + message.nanos // 1000
-
-
-def _microseconds(message: Timestamp) -> int:
+def _microseconds(message: Duration | Timestamp) -> int:
     return message.seconds * SECOND + message.nanos // 1000
 
 
@@ -260,8 +259,8 @@ def _faults(columns: Columns, latest: int) -> dict[int, tuple[str, str]]:
     # Of each column at once, where that can say that all is well: an item costs some microseconds in all.
     if min(columns.times) < 1 or max(columns.times) > min(latest, _LAST_TIME):
         look("event_time", columns.times, lambda time: _time_fault(time, latest))
-    if min(columns.sizes) < 0:
-        look("size_bytes", columns.sizes, lambda size: "must be 0 or more" if size < 0 else "")
+    if min(columns.sizes) < 0 or max(columns.sizes) > MAX_SIZE:
+        look("size_bytes", columns.sizes, lambda size: "" if 0 <= size <= MAX_SIZE else "must be from 0 to 2^40")
     texts = (columns.namespaces, columns.file_types, columns.workflow_ids, columns.workflow_states)
     for (name, most), column in zip(_CHARACTERS.items(), texts, strict=True):
         distinct = set(column)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any, TypeAlias
 
 import grpc
@@ -34,8 +35,9 @@ class AggregationServicer(reducer_pb2_grpc.ReducerServiceServicer):
     async def Aggregate(
         self, request_iterator: AsyncIterator[pb.AggregateRequest], context: _Context
     ) -> AsyncIterator[pb.AggregateResponse]:
-        async for response in self._sessions.aggregate(request_iterator):
-            yield response
+        async with aclosing(self._sessions.aggregate(request_iterator)) as responses:
+            async for response in responses:
+                yield response
 
     async def GetSession(self, request: pb.GetSessionRequest, context: _Context) -> pb.GetSessionResponse:
         name = AskedSession.model_validate(request).session
@@ -101,9 +103,12 @@ class AggregationServicer(reducer_pb2_grpc.ReducerServiceServicer):
         self, request: pb.WatchAggregatesRequest, context: _Context
     ) -> AsyncIterator[pb.WatchAggregatesResponse]:
         view = to_view(request.session, request.filter)
-        watch: AsyncIterator[Any] = self._follower.watch(view, request.cursor, from_beginning=request.from_beginning)
-        async for response in watch:
-            yield response
+        watch: AsyncGenerator[Any, None] = self._follower.watch(
+            view, request.cursor, from_beginning=request.from_beginning
+        )
+        async with aclosing(watch) as responses:
+            async for response in responses:
+                yield response
 
     def _fill(self, message: pb.Session, session: Session) -> None:
         fill_session(message, session, self._sessions.stage(session.name))

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -45,7 +46,7 @@ class AggregationSettings(BaseModel):
     max_future: float = Field(60.0, ge=0)
     """How far in the future an event time may lie. One item from next year would make all others late."""
     leave_seconds: float = Field(5.0, gt=0)
-    """How long a stream that was cut off is waited for until another may write in this process."""
+    """How long a stream that was cut off may take to say in the store that nobody writes its session any more."""
 
 
 class _Opening(Boundary):
@@ -88,6 +89,8 @@ class Sessions:
         """By key: of sessions, and of the parts of the mesh's own."""
         self._streams: dict[str, Stream] = {}
         """By session; the last that opened it."""
+        self._places: Counter[str] = Counter()
+        """How many streams have each session, or are about to."""
         self._leaving: set[asyncio.Task[None]] = set()
         self._draining = False
         metrics.observe(self._writers.values)
@@ -102,17 +105,18 @@ class Sessions:
         writer = self._writers.get(key_of(session))
         return writer.offset if writer else 0
 
-    async def aggregate(self, requests: AsyncIterator[pb.AggregateRequest]) -> AsyncIterator[pb.AggregateResponse]:
+    async def aggregate(
+        self, requests: AsyncIterator[pb.AggregateRequest]
+    ) -> AsyncGenerator[pb.AggregateResponse, None]:
         """Answers one Aggregate call."""
         message = await anext(aiter(requests), None)
         if message is None or message.WhichOneof("frame") != "open":
             raise request.first_frame()
         asked = _opening(message.open)
+        head_of = partial(self._head, message.open)
         if self._draining:
             raise ShuttingDown
-        if asked.session not in self._streams and len(self._streams) >= self._settings.max_sessions:
-            raise TooManySessions(metadata={"limit": str(self._settings.max_sessions)})
-        async with self.writing(key_of(asked.session), lambda part: self._head(message.open, part)) as writer:
+        async with self._place(asked.session), self.writing(key_of(asked.session), head_of) as writer:
             stream = Stream(writer, requests, self._terms, self._metrics, now=self._now, latest=self._latest)
             if earlier := self._streams.get(asked.session):
                 earlier.cut(SessionTakenOver(metadata={"session": asked.session}))
@@ -123,13 +127,26 @@ class Sessions:
                 async for committed in writer.answers_after(asked.acknowledged_offset):
                     for response in responses_of(committed, finished=False):
                         yield response
-                async for response in stream.responses():
-                    yield response
+                async with aclosing(stream.responses()) as responses:
+                    async for response in responses:
+                        yield response
             finally:
                 stop_hearing()
                 if self._streams.get(asked.session) is stream:
                     del self._streams[asked.session]
                 self._leave(stream, writer)
+
+    @asynccontextmanager
+    async def _place(self, session: str) -> AsyncIterator[None]:
+        """A place for the writer of a session, which it may take from another of the same. Raises TooManySessions."""
+        if not self._places[session] and len(+self._places) >= self._settings.max_sessions:
+            raise TooManySessions(metadata={"limit": str(self._settings.max_sessions)})
+        self._places[session] += 1
+        try:
+            yield
+        finally:
+            self._places[session] -= 1
+            self._places = +self._places
 
     @asynccontextmanager
     async def writing(

@@ -6,6 +6,7 @@ What they hold is `durable`'s; how they are read, `reader`'s.
 from __future__ import annotations
 
 import asyncio
+import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
@@ -21,6 +22,8 @@ from services.reducer.aggregation.reader import SessionReader
 from services.reducer.aggregation.session import Part
 
 T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
 
 _INLINE_BYTES = 1024 * 1024
 """A blob in a commit: the store's bound."""
@@ -138,7 +141,12 @@ class Storage:
         while True:
             try:
                 return await call()
-            except (Unavailable, DeadlineExceeded, ResourceExhausted):
+            except (Unavailable, DeadlineExceeded, ResourceExhausted) as error:
+                if tries == len(_PAUSES):
+                    # Once an outage: more lines would say no more.
+                    _log.warning(
+                        "a session waits for the store: %s", error.message, extra={"reason": error.reason_name}
+                    )
                 await self._sleep(_PAUSES[min(tries, len(_PAUSES) - 1)])
                 tries += 1
 

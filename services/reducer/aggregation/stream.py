@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -76,7 +76,7 @@ class Stream:
         self._committing: asyncio.Task[Committed] | None = None
         """Goes on when the stream is cut off, so that the writer knows what became of it."""
 
-    async def responses(self) -> AsyncIterator[pb.AggregateResponse]:
+    async def responses(self) -> AsyncGenerator[pb.AggregateResponse, None]:
         """Everything that the stream answers after `opened`. Raises what ends it."""
         self._tasks = [asyncio.create_task(self._guarded(work)) for work in (self._read, self._commit)]
         try:
@@ -178,9 +178,10 @@ class Stream:
         self._grown.set()
 
     async def _commit(self) -> None:
-        shown, acknowledged, unshown = self._now(), 0, False
+        shown, acknowledged, unshown, is_part = self._now(), 0, False, False
         while True:
-            await self._wait_for_group(shown + self._early if unshown else None)
+            if not is_part:
+                await self._wait_for_group(shown + self._early if unshown else None)
             last = self._ended
             finish = last and self._finish and self._failure is None and not self._writer.head.finished
             early = bool(self._early) and self._now() - shown >= self._early
@@ -188,13 +189,17 @@ class Stream:
             self._room.set()
             self._committing = asyncio.create_task(self._writer.commit(early=early, finish=finish, leave=last))
             committed = await asyncio.shield(self._committing)
+            is_part = committed.is_part
             shown, unshown = (self._now(), False) if early else (shown, bool(self._early and (unshown or counted)))
             self._metrics.committed(committed)
             for response in responses_of(committed, finished=self._writer.head.finished):
+                if is_part:
+                    # What is acknowledged is answered in full.
+                    response.ClearField("acknowledgement")
                 if last or committed.offset > acknowledged or response.panes:
                     await self._answers.put(response)
-            acknowledged = committed.offset
-            if last:
+            acknowledged = acknowledged if is_part else committed.offset
+            if last and not is_part:
                 await self._answers.put(self._failure)
                 return
 

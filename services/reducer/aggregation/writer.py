@@ -7,8 +7,10 @@ writer that another has taken over raises SessionTakenOver at its next commit, a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, groupby
+from operator import attrgetter
 from typing import NamedTuple
 
 from omninode.bridge.store.v1 import store_pb2
@@ -24,8 +26,8 @@ from services.reducer.aggregation.pane import Pane
 from services.reducer.aggregation.session import Part
 from services.reducer.aggregation.storage import Storage, digest_of, releasable
 
-_PACK_RECORDS = 20_000
-"""Of shelves that are read together, some MiB; a larger shelf is a pack of its own."""
+_CROWDED_SECONDS = 1.0
+"""Between two checkpoints for want of memory, which write, evict and may read back whole windows."""
 _SLICE_ITEMS = 1000
 """Items between two turns of the event loop: some milliseconds."""
 _OPENINGS = 5
@@ -41,6 +43,8 @@ class Committed(NamedTuple):
     panes: Sequence[Pane]
     early: Sequence[Pane]
     rejected: Sequence[Rejected]
+    is_part: bool = False
+    """Whether more is due, which another commit is to hold."""
 
 
 class Writer:
@@ -69,7 +73,7 @@ class Writer:
         self._fold = fold
         self._lock = asyncio.Lock()
         """Held while the state in memory is looked at or changed; not while the store is asked to commit."""
-        self._shelves: dict[str, Shelf] = {}
+        self._shelves: Mapping[str, Shelf] = {}
         """As the last checkpoint has them."""
         self._referred: set[str] = set()
         """Blobs to which the key refers."""
@@ -78,8 +82,12 @@ class Writer:
         self._newest = self.head.newest
         self._invalid = self.head.progress.invalid_count
         self._rejected: list[Rejected] = []
+        self._continues = False
+        """More was due at the last commit than it could hold."""
         self._is_torn = False
         """A message was counted in part: what is in memory must not be committed."""
+        self._is_lost = False
+        """A commit failed: what is in memory is not what the store has."""
         self._checkpointed_at = now()
         self._commits = 0
         """Since the last checkpoint."""
@@ -130,10 +138,17 @@ class Writer:
 
     async def answers_after(self, offset: int) -> AsyncIterator[Committed]:
         """What was answered to input after this offset, as far as it is kept, commit by commit."""
-        for reference in self.head.deltas:
-            if reference.offset > offset:
-                delta = Delta.from_bytes(await self._storage.blob(reference.digest))
-                yield Committed(min(reference.offset, self.head.offset), None, delta.panes, (), delta.rejected)
+        for _, references in groupby(self.head.deltas, key=attrgetter("version")):
+            pieces = list(references)
+            if pieces[0].offset > offset:
+                deltas = [Delta.from_bytes(await self._storage.blob(piece.digest)) for piece in pieces]
+                yield Committed(
+                    min(pieces[0].offset, self.head.offset),
+                    None,
+                    list(chain.from_iterable(delta.panes for delta in deltas)),
+                    (),
+                    list(chain.from_iterable(delta.rejected for delta in deltas)),
+                )
 
     @property
     def head(self) -> Head:
@@ -156,7 +171,7 @@ class Writer:
         return self._aggregation.progress._replace(invalid_count=self._invalid)
 
     async def add(
-        self, columns: Columns, offsets: Sequence[int], last_offset: int, invalid: Iterable[Rejected] = ()
+        self, columns: Columns, offsets: Sequence[int], last_offset: int, invalid: Sequence[Rejected] = ()
     ) -> None:
         """Counts items; input is then taken in up to `last_offset`. Raises SessionFinished, SessionTooLarge."""
         if self.head.finished:
@@ -191,7 +206,8 @@ class Writer:
     async def commit(self, *, early: bool = False, finish: bool = False, leave: bool = False) -> Committed:
         """Commits what was taken in. Raises SessionTakenOver.
 
-        `early` asks for panes of open windows, `finish` ends the session, `leave` says that nobody writes after this.
+        `early` asks for panes of open windows, `finish` ends the session, `leave` says that nobody writes after this. Where more
+        comes due at once than is to be in memory, a part of it is committed: `is_part` says so, and to call again.
         """
         async with self._lock:
             if self._is_torn:
@@ -199,45 +215,48 @@ class Writer:
                 return Committed(self.head.offset, self.head.progress.watermark, (), (), ())
             if finish:
                 self._aggregation.finish()
-            await self._load(self._aggregation.due_shelves())
+            is_part = await self._load_due()
             change = self._aggregation.take(early=early)
             rejected, self._rejected = self._rejected, []
             delta = change.delta._replace(rejected=rejected)
+            finishes, leaves = finish and not is_part, leave and not is_part
             head = replace(
                 self.head,
-                writer="" if leave else self.head.writer,
-                finished=self.head.finished or finish,
+                writer="" if leaves else self.head.writer,
+                finished=self.head.finished or finishes,
                 offset=self._offset,
                 progress=self.progress,
                 newest=self._newest,
             )
-            blobs: dict[str, bytes] = {}
-            if delta:
-                blob = delta.to_bytes()
-                digest = digest_of(blob)
-                blobs[digest] = blob
-                # An end comes after all offsets, so that it is answered again to whoever has seen the last of them acknowledged.
-                offset = head.offset + 1 if finish else head.offset
-                head = replace(head, deltas=(*head.deltas, DeltaRef(digest, self.part.version + 1, offset)))
-            if self._is_checkpoint_due(head, leave=leave):
-                head, packed = await self._checkpoint(head)
+            blobs = {digest_of(blob): blob for blob in delta.to_blobs()}
+            # An end comes after all offsets, so that it is answered again to whoever has seen the last of them acknowledged; so
+            # does what was due before.
+            offset = head.offset + 1 if finish or self._continues else head.offset
+            self._continues = is_part
+            references = (DeltaRef(digest, self.part.version + 1, offset) for digest in blobs)
+            head = replace(head, deltas=(*head.deltas, *references))
+            shelves = self._shelves
+            if self._is_checkpoint_due(head, leaves=leaves):
+                head, shelves, packed = await self._checkpoint(head)
                 blobs |= packed
-        if head == self.head:
-            return Committed(head.offset, head.progress.watermark, (), change.early, ())
-        await self._commit(head, blobs, "finished" if finish else "left" if leave else "aggregated")
-        await self._evict()
-        return Committed(head.offset, head.progress.watermark, delta.panes, change.early, rejected)
+        if head != self.head:
+            await self._commit(head, shelves, blobs, "finished" if finishes else "left" if leaves else "aggregated")
+            await self._evict()
+        return Committed(head.offset, head.progress.watermark, delta.panes, change.early, rejected, is_part)
 
     async def leave(self) -> None:
         """Says that nobody writes any more, without what is not committed. Raises SessionTakenOver."""
-        if self.head.writer and not self.head.finished:
-            await self._commit(replace(self.head, writer=""), {}, "left")
+        if self.head.writer and not self.head.finished and not self._is_lost:
+            await self._commit(replace(self.head, writer=""), self._shelves, {}, "left")
 
-    async def _commit(self, head: Head, blobs: dict[str, bytes], action_type: str) -> None:
-        needed = {delta.digest for delta in head.deltas} | {shelf.pack for shelf in self._shelves.values()}
-        needed.add(head.checkpoint)
+    async def _commit(
+        self, head: Head, shelves: Mapping[str, Shelf], blobs: Mapping[str, bytes], action_type: str
+    ) -> None:
+        needed = _referred(head, shelves)
         released = releasable(self._referred, needed)
         self._move("due")
+        # Until it is known what became of it: what is in memory may be ahead of the store for good.
+        self._is_lost = True
         self.part = await self._storage.commit(
             self._key,
             self.part.version,
@@ -248,6 +267,11 @@ class Writer:
             released=released,
             guards=self._guards,
         )
+        self._is_lost = False
+        if head.checkpoint_version == self.part.version:
+            self._commits = 0
+            self._checkpointed_at = self._now()
+        self._shelves = shelves
         self._referred = (self._referred | blobs.keys()) - set(released)
         self._commits += 1
         self._move("committed")
@@ -259,8 +283,7 @@ class Writer:
         head = self.head
         if head.checkpoint:
             self._shelves = durable.checkpoint_from_bytes(await self._storage.blob(head.checkpoint))
-        self._referred = {delta.digest for delta in head.deltas} | {shelf.pack for shelf in self._shelves.values()}
-        self._referred |= {head.checkpoint} - {""}
+        self._referred = _referred(head, self._shelves)
         evicted = {name: shelf.deadline for name, shelf in self._shelves.items()}
         self._aggregation = Aggregation(head.config, self._fold, head.progress, evicted)
         for reference in head.pending(head.checkpoint_version):
@@ -268,44 +291,65 @@ class Writer:
             await self._load(self._aggregation.shelves_of_records(delta.records, delta.removed))
             self._aggregation.apply(delta.records, delta.removed)
             self._commits += 1
+        self._continues = bool(self._aggregation.due_shelves())
+
+    async def _load_due(self) -> bool:
+        """Reads what is due and evicted back, the earliest first, as much as memory takes; whether some is left."""
+        due = self._aggregation.due_shelves()
+        for name in sorted(due, key=lambda name: (self._shelves[name].deadline or 0, name)):
+            if self.size_bytes > self._bound():
+                return True
+            await self._load([name])
+        return False
 
     async def _load(self, names: Iterable[str]) -> None:
         """Reads evicted shelves back."""
         packs: dict[str, durable.Pack] = {}
         for name in sorted(names):
-            pack = self._shelves[name].pack
-            if pack not in packs:
-                packs[pack] = durable.pack_from_bytes(await self._storage.blob(pack))
-            self._aggregation.put(name, packs[pack][name])
+            records: list[durable.Record] = []
+            for digest in self._shelves[name].packs:
+                if digest not in packs:
+                    packs[digest] = durable.pack_from_bytes(await self._storage.blob(digest))
+                records += packs[digest][name]
+            self._aggregation.put(name, records)
 
-    def _is_checkpoint_due(self, head: Head, *, leave: bool) -> bool:
+    def _is_checkpoint_due(self, head: Head, *, leaves: bool) -> bool:
+        pending = len(head.pending(head.checkpoint_version))
+        if pending >= self._terms.checkpoint_commits:
+            # Also where no cell changed: what was refused is in the deltas, too.
+            return True
         if not self._aggregation.dirty:
             return False
+        since = self._now() - self._checkpointed_at
         return (
             self._commits + 1 >= self._terms.checkpoint_commits
-            or self._now() - self._checkpointed_at >= self._terms.checkpoint_seconds
-            or self.size_bytes > self._bound()
-            or (leave and len(head.pending(head.checkpoint_version)) > 1)
+            or since >= self._terms.checkpoint_seconds
+            or (since >= _CROWDED_SECONDS and self.size_bytes > self._bound())
+            or (leaves and pending > 1)
             or head.finished
         )
 
-    async def _checkpoint(self, head: Head) -> tuple[Head, dict[str, bytes]]:
-        """The head with a checkpoint of all that is in memory, and its new blobs."""
+    async def _checkpoint(self, head: Head) -> tuple[Head, dict[str, Shelf], dict[str, bytes]]:
+        """The head with a checkpoint of all that is in memory, its shelves, and its new blobs."""
         aggregation = self._aggregation
         for name in aggregation.expired():
             aggregation.forget(name)
         deadlines = aggregation.shelves()
-        shelves = {name: shelf for name, shelf in self._shelves.items() if name in deadlines}
         dirty = sorted(aggregation.dirty)
+        shelves = {name: shelf for name, shelf in self._shelves.items() if name in deadlines and name not in dirty}
+        packs: dict[str, list[str]] = {name: [] for name in dirty}
         blobs: dict[str, bytes] = {}
         # Final cells apart from the others: they stay while the others are written anew.
         for final in (False, True):
             names = [name for name in dirty if (deadlines[name] is None) is final]
-            async for pack in self._packs(names):
+            for pack in durable.packed((name, aggregation.records_of(name)) for name in names):
                 blob = durable.pack_to_bytes(pack)
                 digest = digest_of(blob)
                 blobs[digest] = blob
-                shelves |= {name: Shelf(digest, deadlines[name]) for name in pack}
+                for name in pack:
+                    packs[name].append(digest)
+                await asyncio.sleep(0)
+        shelves |= {name: Shelf(digests, deadlines[name]) for name, digests in packs.items()}
         aggregation.checkpointed(dirty)
         blob = durable.checkpoint_to_bytes(shelves)
         digest = digest_of(blob)
@@ -318,23 +362,7 @@ class Writer:
             deltas=head.deltas[len(dropped) :],
             released_offset=dropped[-1].offset if dropped else head.released_offset,
         )
-        self._shelves = shelves
-        self._commits = 0
-        self._checkpointed_at = self._now()
-        return head, blobs
-
-    async def _packs(self, names: Sequence[str]) -> AsyncIterator[durable.Pack]:
-        pack: dict[str, Sequence[durable.Record]] = {}
-        count = 0
-        for name in names:
-            pack[name] = self._aggregation.records_of(name)
-            count += len(pack[name])
-            if count > _PACK_RECORDS:
-                yield pack
-                pack, count = {}, 0
-            await asyncio.sleep(0)
-        if pack:
-            yield pack
+        return head, shelves, blobs
 
     async def _evict(self) -> None:
         """Drops what is final and kept, and of the rest the coldest, where it is too much."""
@@ -352,3 +380,9 @@ class Writer:
 
     def _move(self, on: str) -> None:
         self.stage = self._terms.moves.get((self.stage, on), self.stage)
+
+
+def _referred(head: Head, shelves: Mapping[str, Shelf]) -> set[str]:
+    """The blobs that a head needs, with the shelves of its checkpoint."""
+    packs = chain.from_iterable(shelf.packs for shelf in shelves.values())
+    return {delta.digest for delta in head.deltas} | set(packs) | ({head.checkpoint} - {""})

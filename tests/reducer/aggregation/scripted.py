@@ -87,7 +87,7 @@ class ScriptedPart:
         before = self.head or Head(self.session, self.config, writer, False, 0, Progress(), "", 0, ())
         references = before.deltas
         if delta:
-            blob = delta.to_bytes()
+            (blob,) = delta.to_blobs()
             references = (*references, DeltaRef(digest_of(blob), self.version, self.version))
             self.blobs[digest_of(blob)] = blob
             self.deltas.append((self.version, Delta.from_bytes(blob)))
@@ -100,7 +100,7 @@ class ScriptedPart:
         assert self.head is not None
         self.version += 1
         pack = pack_to_bytes({"w0": [cell.record() for cell in self.cells.values()], "stale": [["no record"]]})
-        shelf = checkpoint_to_bytes({"w0": Shelf(digest_of(pack), 0)})
+        shelf = checkpoint_to_bytes({"w0": Shelf([digest_of(pack)], 0)})
         self.blobs |= {digest_of(pack): pack, digest_of(shelf): shelf}
         kept = self.head.deltas[-keep:] if keep else ()
         self.deltas = [(version, delta) for version, delta in self.deltas if any(version == it.version for it in kept)]

@@ -182,7 +182,7 @@ Global___TumblingWindow: _TypeAlias = TumblingWindow  # noqa: Y015
 
 @_typing.final
 class HoppingWindow(_message.Message):
-    """Windows that overlap: each item is in `size / hop` of them, rounded up."""
+    """Windows that overlap: each item is in `size / hop` of them, rounded up or down."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -362,7 +362,7 @@ class Item(_message.Message):
     workflow_state: _builtins.str
     """The workflow's state, such as COMPLETED; at most 64 characters. Empty is counted under no state."""
     size_bytes: _builtins.int
-    """Its size, 0 or more."""
+    """Its size, from 0 to 2^40."""
     payload_json: _builtins.str
     """For CUSTOM: what its fold reads, a JSON object as text of at most 4 KiB. Empty means `{}`."""
     @_builtins.property
@@ -398,7 +398,7 @@ class ItemBatch(_message.Message):
     ITEMS_FIELD_NUMBER: _builtins.int
     first_offset: _builtins.int
     """The offset of the first item; each further item's is one more. Offsets are the writer's own, from 1, and rise within a stream;
-    gaps are allowed. Items that the session has counted already are passed over.
+    gaps are allowed, and no offset is above 2^62. Items that the session has counted already are passed over.
     """
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___Item]:
@@ -443,7 +443,7 @@ class ItemColumns(_message.Message):
 
     @_builtins.property
     def sizes_bytes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Bytes, 0 or more."""
+        """Bytes, from 0 to 2^40."""
 
     @_builtins.property
     def texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -747,7 +747,7 @@ class RejectedItem(_message.Message):
 
     @_builtins.property
     def error(self) -> _errors_pb2.Error:
-        """The fields at fault, if it is malformed; named as `items[3].event_time`."""
+        """The fields at fault, if it is malformed; named as `items[3].event_time`, however it came."""
 
     def __init__(
         self,

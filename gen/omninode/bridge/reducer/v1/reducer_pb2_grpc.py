@@ -115,7 +115,7 @@ class ReducerServiceServicer:
         than it commits. A stream that ends leaves its session to be resumed; only `Finish` ends it.
 
         An item at fault is answered and passed over. A message at fault ends the stream; what came before it is committed, and the
-        session can be resumed.
+        session can be resumed. A session that is too large ends without that: what is not acknowledged is to be sent again.
 
         Errors: INVALID_FIELD, UNKNOWN_FOLD, SESSION_CONFIG_DIFFERS, SESSION_TAKEN_OVER, SESSION_FINISHED, SESSION_TOO_LARGE,
         TOO_MANY_SESSIONS.

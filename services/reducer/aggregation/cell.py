@@ -6,7 +6,7 @@ Which items are a cell's, and when it is shown, is `aggregation`'s.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from sys import intern
 from typing import Any, NamedTuple
@@ -21,6 +21,8 @@ _CELL_BYTES = 340
 """Of a cell with its numbers and its place on a shelf, without the characters of its key."""
 _STATES_BYTES = 200
 _STATE_BYTES = 110
+SHOWN_STATES = 100
+"""Workflow states of a pane: the most frequent. There is a handful; a pane must fit into a message whatever is sent."""
 _LARGEST = 2**63 - 1
 _NONE = Count(0, estimated=False)
 
@@ -205,7 +207,7 @@ class Cell:
             self._high,
             _NONE if self._file_types is None else self._file_types.count(),
             _NONE if self._workflows is None else self._workflows.count(),
-            dict(self._states or ()),
+            _most(self._states or {}),
             # Sorted: the order of its names is the order of the items' coming.
             ""
             if self._custom is None
@@ -288,6 +290,13 @@ def stage_of(record: Record) -> int:
 def new_bytes(key: str) -> int:
     """About what a cell without items takes in memory."""
     return _CELL_BYTES + len(key)
+
+
+def _most(states: Mapping[str, int]) -> dict[str, int]:
+    """The states that a pane shows; which they are does not depend on the order of the items."""
+    if len(states) <= SHOWN_STATES:
+        return dict(states)
+    return dict(sorted(states.items(), key=lambda held: (-held[1], held[0]))[:SHOWN_STATES])
 
 
 def _form(distinct: Distinct | None) -> Form:

@@ -20,7 +20,7 @@ from services.reducer.aggregation.sessions import Sessions
 from services.reducer.aggregation.view import AskedSession, to_view
 
 _PAGE_CUSTOM_BYTES = 4 * 1024 * 1024
-"""Of what custom folds made, in a page: it stays below the 16 MiB of a message."""
+"""Of what custom folds made and of workflows' states, in a page: it stays below the 16 MiB of a message."""
 
 _Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
@@ -93,7 +93,7 @@ class AggregationServicer(reducer_pb2_grpc.ReducerServiceServicer):
                 response.next_page_token = paging.encode(last, view.filters)
                 break
             fill_pane(response.panes.add(), pane)
-            room -= len(pane.custom_json)
+            room -= len(pane.custom_json) + 100 * len(pane.workflow_states)
             last = cell
         assert table.session is not None
         self._fill(response.session, table.session)

@@ -27,7 +27,8 @@ from services.reducer.aggregation.writer import Committed, Writer
 _RESPONSE_BYTES = 256 * 1024
 """Of one response, about; a message costs more than what it holds, and a reader's flow control has 64 KiB at least."""
 _ITEM_BYTES = 200
-"""A pane or a refusal, beside what a custom fold made."""
+"""A pane or a refusal, beside what a custom fold made, and the workflows' states."""
+_STATE_BYTES = 80
 _RESPONSES = 4
 """Responses that wait to be taken."""
 
@@ -228,7 +229,7 @@ def responses_of(committed: Committed, *, finished: bool) -> Iterator[pb.Aggrega
             size += _ITEM_BYTES
         else:
             fill_pane(response.panes.add(), answer)
-            size += _ITEM_BYTES + len(answer.custom_json)
+            size += _ITEM_BYTES + _STATE_BYTES * len(answer.workflow_states) + len(answer.custom_json)
         if size > _RESPONSE_BYTES:
             yield response
             response, size = pb.AggregateResponse(), 0

@@ -236,7 +236,7 @@ class Writer:
             references = (DeltaRef(digest, self.part.version + 1, offset) for digest in blobs)
             head = replace(head, deltas=(*head.deltas, *references))
             shelves = self._shelves
-            if self._is_checkpoint_due(head, leaves=leaves):
+            if self._is_checkpoint_due(head, leaves=leaves, is_part=is_part):
                 head, shelves, packed = await self._checkpoint(head)
                 blobs |= packed
         if head != self.head:
@@ -296,8 +296,9 @@ class Writer:
     async def _load_due(self) -> bool:
         """Reads what is due and evicted back, the earliest first, as much as memory takes; whether some is left."""
         due = self._aggregation.due_shelves()
-        for name in sorted(due, key=lambda name: (self._shelves[name].deadline or 0, name)):
-            if self.size_bytes > self._bound():
+        for place, name in enumerate(sorted(due, key=lambda name: (self._shelves[name].deadline or 0, name))):
+            # One at least: or nothing would ever come of what is left.
+            if place and self.size_bytes > self._bound():
                 return True
             await self._load([name])
         return False
@@ -313,7 +314,7 @@ class Writer:
                 records += packs[digest][name]
             self._aggregation.put(name, records)
 
-    def _is_checkpoint_due(self, head: Head, *, leaves: bool) -> bool:
+    def _is_checkpoint_due(self, head: Head, *, leaves: bool, is_part: bool) -> bool:
         pending = len(head.pending(head.checkpoint_version))
         if pending >= self._terms.checkpoint_commits:
             # Also where no cell changed: what was refused is in the deltas, too.
@@ -324,7 +325,7 @@ class Writer:
         return (
             self._commits + 1 >= self._terms.checkpoint_commits
             or since >= self._terms.checkpoint_seconds
-            or (since >= _CROWDED_SECONDS and self.size_bytes > self._bound())
+            or ((is_part or since >= _CROWDED_SECONDS) and self.size_bytes > self._bound())
             or (leaves and pending > 1)
             or head.finished
         )

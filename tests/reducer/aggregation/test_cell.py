@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic_core import from_json, to_json
 
-from services.reducer.aggregation.cell import Cell, Counting, Stage, id_of, stage_of
+from services.reducer.aggregation.cell import SHOWN_STATES, Cell, Counting, Stage, id_of, stage_of
 from services.reducer.aggregation.config import Strategy
 from services.reducer.aggregation.fold import FoldItem
 from services.reducer.aggregation.pane import Count, Pane, Timing
@@ -119,6 +119,15 @@ def test_its_size_is_what_it_grew_by(stream: list[Item], limit: int) -> None:
     for _, bytes_, _, file_type, workflow, state, _ in stream:
         size += cell.add(bytes_, file_type, workflow, state)
     assert size == cell.size_bytes
+
+
+def test_a_pane_shows_the_most_frequent_states_whatever_the_order() -> None:
+    stream = [item(1, "docs", 1, workflow_state=f"s{number:03}") for number in range(SHOWN_STATES + 20)] * 2
+    stream += [item(1, "docs", 1, workflow_state="s119")]
+    shown = pane(counted(stream, 10)).workflow_states
+    assert shown == pane(counted(stream[::-1], 10)).workflow_states
+    assert len(shown) == SHOWN_STATES
+    assert shown["s119"] == 3
 
 
 def test_a_final_cell_that_is_sealed_shows_the_same_and_takes_less_memory() -> None:

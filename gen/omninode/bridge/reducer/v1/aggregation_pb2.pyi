@@ -876,7 +876,7 @@ class Pane(_message.Message):
 
     @_builtins.property
     def workflow_states(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """Workflow state to the number of items in it."""
+        """Workflow state to the number of items in it; of more than 100 states the most frequent."""
 
     def __init__(
         self,

@@ -34,6 +34,12 @@ def event_id(action_id: uuid.UUID, index: int) -> uuid.UUID:
     return _uuid5(action_id.bytes, str(index))
 
 
+def event_id_text(action_id: uuid.UUID, index: int) -> str:
+    """The same as text: half of what it costs to make a UUID and its text of that."""
+    digits = f"{_number5(action_id.bytes, str(index)):032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
 def partition_of(key: str, partition_count: int) -> int:
     """The partition of a key, 0 to `partition_count` - 1; the same on every machine and in every language."""
     return int.from_bytes(blake3(key.encode()).digest(length=8)) % partition_count
@@ -41,8 +47,12 @@ def partition_of(key: str, partition_count: int) -> int:
 
 def _uuid5(namespace: bytes, name: str) -> uuid.UUID:
     # What uuid.uuid5 does, without its checks of arguments: twice as fast, on the path of every stamp and every event.
+    return uuid.UUID(int=_number5(namespace, name))
+
+
+def _number5(namespace: bytes, name: str) -> int:
     number = int.from_bytes(sha1(namespace + name.encode(), usedforsecurity=False).digest()[:16])
-    return uuid.UUID(int=number & _CLEAR_VERSION & _CLEAR_VARIANT | _VERSION_5 | _VARIANT)
+    return number & _CLEAR_VERSION & _CLEAR_VARIANT | _VERSION_5 | _VARIANT
 
 
 class Uuid7Generator:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -26,7 +26,11 @@ def to_timestamp(time: datetime) -> Timestamp:
 
 def to_time(message: Timestamp) -> datetime:
     """The moment in UTC, to the microsecond. Raises ValueError, which says what it must be."""
+    nanos = message.nanos
     try:
-        return message.ToDatetime(UTC)
-    except (ValueError, OverflowError):
-        raise ValueError("must be a time between the years 1 and 9999") from None
+        # As its own ToDatetime, in less than half the time, once in each node for every action.
+        if 0 <= nanos < 1_000_000_000:
+            return _EPOCH + timedelta(0, message.seconds, nanos // 1000)
+    except OverflowError:
+        pass
+    raise ValueError("must be a time between the years 1 and 9999")

@@ -23,7 +23,7 @@ from services.chassis.errors import (
     invalid_field,
     to_message,
 )
-from services.chassis.identity import event_id
+from services.chassis.identity import event_id_text
 from services.chassis.turns import in_turns
 from services.reducer.aggregation.follower import Follower
 from services.reducer.aggregation.servicer import AggregationServicer
@@ -195,7 +195,7 @@ def _fill_folded(message: reducer_pb2.Folded, folded: Folded, room: int, *, brie
 
 def _fill_event(message: store_pb2.Event, event: Event, action: Action, index: int) -> None:
     # One by one: keyword arguments take half as long again.
-    message.event_id = str(event_id(action.action_id, index))
+    message.event_id = event_id_text(action.action_id, index)
     message.kind = store_pb2.EventKind.ValueType(event.kind)
     message.event_type = event.event_type
     message.topic = event.topic

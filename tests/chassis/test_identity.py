@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.chassis.identity import BRIDGE, Uuid7Generator, event_id, op_id, partition_of
+from services.chassis.identity import BRIDGE, Uuid7Generator, event_id, event_id_text, op_id, partition_of
 
 
 def test_the_bridges_uuid_and_what_is_named_by_it_are_pinned() -> None:
@@ -90,3 +90,8 @@ def test_an_id_is_version_7_and_holds_the_time_and_the_entropy() -> None:
     made = Uuid7Generator(lambda: 0x0123456789AB, lambda count: b"\xff" * count)()
     assert (made.version, made.variant) == (7, uuid.RFC_4122)
     assert str(made) == "01234567-89ab-7000-bfff-ffffffffffff"
+
+
+@given(st.uuids(), st.integers(0, 1000))
+def test_an_events_id_as_text_is_its_id(action_id: uuid.UUID, index: int) -> None:
+    assert event_id_text(action_id, index) == str(event_id(action_id, index))

@@ -77,7 +77,7 @@ class Load:
             watermark_delay=Duration(),
             allowed_lateness=_duration(self.lateness),
             early_period=_duration(SECOND // 5),
-            retention=Duration(seconds=31 * 24 * 3600),
+            retention=Duration(seconds=12 * 3600),
             max_wait=_duration(SECOND // 20),
             size_bounds=self.size_bounds,
             exact_distinct=self.exact_distinct,

@@ -29,12 +29,15 @@ def test_the_readmes_commands_work_one_after_another(mesh: Mesh, tmp_path: Path)
     targets = {f"OMNIBRIDGE_{node.upper()}_TARGET": address for node, address in mesh.addresses.items()}
     environment = {**os.environ, **targets}
     commands = [line.removeprefix(COMMAND).split() for line in lines_of_the_readme() if line.startswith(COMMAND)]
-    assert [words[0] for words in commands] == ["stamp", "validate", "stamps", "workflows"]
+    assert [words[0] for words in commands] == ["stamp", "validate", "stamps", "workflows", "aggregates"]
+    shown = {}
     for words in commands:
         command = [sys.executable, "-m", "services.cli.main", *words]
         done = subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=60
         )
         assert done.returncode == 0, done.stderr
+        shown[words[0]] = done.stdout
     assert "ONEX STAMP" in (tmp_path / "src" / "answer.py").read_text()
-    assert "answer.py" in done.stdout
+    assert "answer.py" in shown["workflows"]
+    assert "workflows" in shown["aggregates"]

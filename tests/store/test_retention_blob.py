@@ -98,39 +98,123 @@ async def test_what_a_key_referred_to_goes_with_it_although_the_walk_has_passed_
     assert await rows(database_url, "SELECT encode(digest, 'hex') FROM blobs") == [(digest_of(b"both"),)]
 
 
-async def test_a_blob_that_its_last_key_released_goes_when_it_is_old(database_url: str) -> None:
+async def test_a_blob_that_its_last_key_released_goes_with_the_next_sweep(database_url: str) -> None:
+    large = content_of(2 * MIB)
+    both = [DIGEST, digest_of(large)]
+    async with unswept_stub(database_url) as stub, sweeping(database_url) as running:
+        for content in (b"blob", large):
+            await stub.PutBlob(upload(content))
+        for key in (KEY, OTHER):
+            await stub.TryCommit(commit(key, blob_refs=both))
+        for key, taken in ((KEY, 0), (OTHER, 2)):
+            # The walk is over.
+            assert await running.sweeper.sweep() == {}
+            await stub.TryCommit(commit(key, released_blob_refs=both))
+            assert (await running.sweeper.sweep())["blobs"] == taken
+    left = await counts(database_url)
+    assert (left["blobs"], left["chunks"]) == (0, 0)
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+async def test_released_blobs_go_in_batches_of_any_size_and_those_that_are_used_stay(
+    database_url: str, size: int
+) -> None:
+    digests = [digest_of(b"%d" % number) for number in range(8)]
+    async with unswept_stub(database_url) as stub, sql(database_url) as holder:
+        await stub.TryCommit(
+            commit(KEY, blobs=[pb.Blob(digest=digest_of(b"%d" % n), content=b"%d" % n) for n in range(8)])
+        )
+        await stub.TryCommit(commit(OTHER, blob_refs=digests[:3]))
+        await stub.TryCommit(commit(KEY, released_blob_refs=digests))
+        async with holder.transaction():
+            await holder.execute("SELECT FROM blobs WHERE digest = $1 FOR KEY SHARE", bytes.fromhex(digests[4]))
+            brisk = BRISK.model_copy(update={"batch_size": size})
+            assert await swept(database_url, brisk) == {"blobs": 4}
+        assert await swept(database_url, brisk) == {"blobs": 1}
+    # Those are passed by the next sweep.
+    assert await rows(database_url, "SELECT count(released), count(*) FROM blobs") == [(0, 3)]
+
+
+@pytest.mark.parametrize("is_before", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("way", ["carries", "puts"])
+async def test_a_blob_that_is_put_again_is_kept_as_new_whoever_releases_it(
+    database_url: str, way: str, is_before: bool
+) -> None:
     async with unswept_stub(database_url) as stub:
         await stub.PutBlob(upload(b"blob"))
-        for key in (KEY, OTHER):
-            await stub.TryCommit(commit(key, blob_refs=[DIGEST]))
-        await stub.TryCommit(commit(KEY, released_blob_refs=[DIGEST]))
-        await age(database_url, 23)
-        await stub.TryCommit(commit(OTHER, released_blob_refs=[DIGEST]))
-        assert await swept_blobs(database_url) == 0
-        await age(database_url, 2)
-        await stub.TryCommit(commit(OTHER, blob_refs=[DIGEST]))
+        await stub.TryCommit(commit(KEY, blob_refs=[DIGEST]))
+        if not is_before:
+            await stub.TryCommit(commit(KEY, released_blob_refs=[DIGEST]))
+        if way == "carries":
+            await stub.TryCommit(commit(OTHER, blobs=[pb.Blob(digest=DIGEST, content=b"blob")]))
+            await stub.TryCommit(commit(OTHER, released_blob_refs=[DIGEST]))
+        else:
+            await stub.PutBlob(upload(b"blob"))
+        if is_before:
+            await stub.TryCommit(commit(KEY, released_blob_refs=[DIGEST]))
         assert await swept(database_url) == {}
-        await stub.TryCommit(commit(OTHER, released_blob_refs=[DIGEST]))
+        await age(database_url, 25)
         assert await swept(database_url) == {"blobs": 1}
 
 
-async def test_a_blob_to_which_a_commit_refers_that_is_under_way_stays(database_url: str) -> None:
+async def test_who_releases_a_blob_to_which_he_does_not_refer_leaves_it_to_who_put_it(database_url: str) -> None:
+    async with unswept_stub(database_url) as stub:
+        await stub.PutBlob(upload(b"blob"))
+        await stub.TryCommit(commit(KEY, released_blob_refs=[DIGEST]))
+        assert await swept(database_url) == {}
+
+
+async def test_one_batch_releases_a_blob_and_carries_it(database_url: str) -> None:
+    async with unswept_stub(database_url) as stub:
+        blob = pb.Blob(digest=DIGEST, content=b"blob")
+        await stub.TryCommit(commit(KEY, blobs=[blob]))
+        both = [commit(KEY, released_blob_refs=[DIGEST]), commit(OTHER, blobs=[blob])]
+        answer = await stub.BatchTryCommit(pb.BatchTryCommitRequest(items=both, atomic=True))
+        assert [result.committed.version for result in answer.results] == [2, 1]
+        assert await swept(database_url) == {}
+        await download(stub, DIGEST)
+
+
+async def test_a_commit_that_waits_for_a_blob_holds_none_that_it_releases(database_url: str) -> None:
+    async with unswept_stub(database_url) as stub, sql(database_url) as holder, sql(database_url) as watcher:
+        await stub.PutBlob(upload(b"other"))
+        other = pb.Blob(digest=digest_of(b"other"), content=b"other")
+        await stub.TryCommit(commit(KEY, blobs=[pb.Blob(digest=DIGEST, content=b"blob")]))
+        async with holder.transaction():
+            await holder.execute("SELECT FROM blobs WHERE digest = $1 FOR UPDATE", bytes.fromhex(other.digest))
+            releasing = asyncio.ensure_future(stub.TryCommit(commit(KEY, blobs=[other], released_blob_refs=[DIGEST])))
+            await until_waiting(watcher)
+            await holder.execute("SELECT FROM blobs WHERE digest = $1 FOR UPDATE NOWAIT", bytes.fromhex(DIGEST))
+        await releasing
+        assert await swept(database_url) == {"blobs": 1}
+
+
+async def test_a_commit_does_not_wait_for_a_blob_that_it_releases(database_url: str) -> None:
+    async with unswept_stub(database_url) as stub, sql(database_url) as holder:
+        await stub.TryCommit(commit(KEY, blobs=[pb.Blob(digest=DIGEST, content=b"blob")]))
+        async with holder.transaction():
+            await holder.execute("SELECT FROM blobs WHERE digest = $1 FOR UPDATE", bytes.fromhex(DIGEST))
+            await stub.TryCommit(commit(KEY, released_blob_refs=[DIGEST]))
+        await age(database_url, 25)
+        assert await swept(database_url) == {"blobs": 1}
+
+
+@pytest.mark.parametrize("is_released", [False, True], ids=["old", "released"])
+async def test_a_blob_to_which_a_commit_refers_that_is_under_way_stays(database_url: str, is_released: bool) -> None:
     async with unswept_stub(database_url) as stub, sql(database_url) as holder, sql(database_url) as watcher:
         await put_old(stub, database_url)
+        if is_released:
+            for fields in ({"blob_refs": [DIGEST]}, {"released_blob_refs": [DIGEST]}):
+                await stub.TryCommit(commit(OTHER, **fields))
         async with holder.transaction():
             # The commit has seen the blob and waits for its partition.
             await hold(holder, PARTITION)
             committing = asyncio.ensure_future(stub.TryCommit(commit(KEY, blob_refs=[DIGEST])))
             await until_waiting(watcher)
-            assert await swept_blobs(database_url) == 0
+            assert await swept(database_url) == {}
         assert (await committing).committed.version == 1
-        assert await swept_blobs(database_url) == 0
+        assert await swept(database_url) == {}
         await download(stub, DIGEST)
-
-
-async def swept_blobs(database_url: str) -> int:
-    async with sweeping(database_url) as running:
-        return await running.retention.blobs.drop([bytes.fromhex(DIGEST)], BRISK.blob)
 
 
 @pytest.mark.parametrize("way", ["refers", "carries", "puts"])

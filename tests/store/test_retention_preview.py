@@ -102,6 +102,21 @@ async def test_the_next_sweep_takes_what_the_preview_counts_and_leaves_nothing_t
             assert not {kind: count for kind, (count, _) in (await preview(shown)).items() if count}
 
 
+async def test_a_released_blob_is_counted_however_new_unless_a_key_refers_to_it(database_url: str) -> None:
+    async with sweeping(database_url) as running, previewing(running, BRISK) as shown:
+        async with unswept_stub(database_url) as stub:
+            for name in (b"one", b"both"):
+                await stub.PutBlob(upload(name))
+            both = [digest_of(name) for name in (b"one", b"both")]
+            await stub.TryCommit(commit(blob_refs=both[1:]))
+            await stub.TryCommit(commit(OPEN, blob_refs=both))
+            assert await preview(shown) == {}
+            await stub.TryCommit(commit(OPEN, released_blob_refs=both))
+        assert await preview(shown) == {"blobs": (1, 0)}
+        assert await running.sweeper.sweep() == {"blobs": 1}
+        assert await preview(shown) == {}
+
+
 async def test_what_is_old_and_not_read_is_counted_as_held(database_url: str) -> None:
     async with sweeping(database_url) as running, previewing(running, BRISK) as shown:
         async with unswept_stub(database_url) as stub:

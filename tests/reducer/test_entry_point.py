@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
 from services.reducer.domain import ABSENT
-from services.reducer.entry_point import EntryPointError, registered
+from services.reducer.entry_point import FOLDS, REDUCERS, EntryPointError, folds, registered
 from services.reducer.node import main
 from tests.reducer.node import stamping_workflow
 from tests.reducer.workflow import action
@@ -23,21 +24,35 @@ class Reducer:
     def fold(self, state, action): raise NotImplementedError
 """
 
-Install = Callable[[str, str, str], None]
+FOLD = """
+class Fold:
+    name = "third"
+    def key(self, item): return item.namespace
+    def initial(self): return {}
+    def fold(self, state, item): return {"largest": max(state.get("largest", 0), item.size)}
+    def merge(self, a, b): return {"largest": max(a.get("largest", 0), b.get("largest", 0))}
+"""
+
+
+class Install(Protocol):
+    """Installs a distribution of one module, named for it, with one entry point."""
+
+    def __call__(self, name: str, source: str, value: str, group: str = REDUCERS) -> None: ...
 
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Installs a distribution of one module, named for it, with one entry point `reducer`."""
+    """Installs a distribution of one module, named for it, with one entry point `reducer`, or `fold`."""
     monkeypatch.syspath_prepend(tmp_path)
     modules = []
 
-    def install(name: str, source: str, value: str) -> None:
+    def install(name: str, source: str, value: str, group: str = REDUCERS) -> None:
         (tmp_path / f"{name}.py").write_text(source)
         info = tmp_path / f"{name}-1.0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[omnibridge.reducers]\nreducer = {value}\n")
+        entry_point = "reducer" if group == REDUCERS else "fold"
+        (info / "entry_points.txt").write_text(f"[{group}]\n{entry_point} = {value}\n")
         modules.append(name)
 
     yield install
@@ -134,3 +149,27 @@ def test_the_node_does_not_start_with_an_entry_point_that_gives_no_reducer(insta
     install("third", "1 / 0", "third:Reducer")
     with pytest.raises(EntryPointError, match="entry point reducer of third: ZeroDivisionError"):
         main()
+
+
+def test_a_fold_is_found_beside_the_nodes_own(install: Install) -> None:
+    install("third", FOLD, "third:Fold", FOLDS)
+    found = folds()
+    assert found.get("third").merge({"largest": 1}, {"largest": 5}) == {"largest": 5}
+    assert found.get("size_histogram").initial() == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (FOLD.replace('"third"', '"size_histogram"'), "there is a fold size_histogram already"),
+        (FOLD.replace("def merge", "def joined"), "is no fold: it has no merge"),
+    ],
+    ids=["the node's own name", "one that does not merge"],
+)
+def test_what_gives_no_fold_is_refused_with_entry_point_and_distribution(
+    install: Install, source: str, reason: str
+) -> None:
+    install("third", source, "third:Fold", FOLDS)
+    with pytest.raises(EntryPointError, match=reason) as refusal:
+        folds()
+    assert refusal.value.message.startswith("entry point fold of third: ")

@@ -83,6 +83,7 @@ CREATE TABLE public.blobs (
     content bytea,
     upload_id uuid,
     created_at timestamp with time zone NOT NULL,
+    released boolean,
     CONSTRAINT blobs_content_check CHECK (((content IS NULL) <> (upload_id IS NULL))),
     CONSTRAINT blobs_digest_check CHECK ((octet_length(digest) = 32))
 );
@@ -636,6 +637,13 @@ CREATE INDEX blob_references_key_idx ON public.blob_references USING btree (key)
 --
 
 CREATE INDEX blobs_created_idx ON public.blobs USING btree (created_at);
+
+
+--
+-- Name: blobs_released_idx; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX blobs_released_idx ON public.blobs USING btree (digest) WHERE released;
 
 
 --

@@ -13,6 +13,8 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from signal import SIGKILL
 
+from omninode.bridge.reducer.v1 import aggregation_pb2
+from omninode.bridge.reducer.v1.reducer_pb2_grpc import ReducerServiceStub
 from omninode.bridge.stamping.v1 import stamping_pb2
 from omninode.bridge.stamping.v1.stamping_pb2_grpc import StampingServiceStub
 from services.chassis.boundary import DEFAULT_NAMESPACE
@@ -23,6 +25,10 @@ from services.cli.page import walk
 from services.cli.tree import File
 from services.cli.workflow import Completed, Outcome, Submitted, Workflows
 
+_SESSION = "workflows"
+COUNT_SECONDS = 30.0
+"""Within this the session of the mesh has counted what has ended; it takes a second, and a reducer that was killed five."""
+_LOOK_SECONDS = 0.2
 MEND_SECONDS = 60.0
 """Within this the supervisor has the node healthy again; it takes a second or two."""
 
@@ -118,3 +124,16 @@ async def check_ledger(stub: StampingServiceStub, completed: Sequence[Completed]
         raise CommandError(f"demo: in the ledger {lost:,} stamps are lost, {doubled:,} doubled, {foreign:,} nobody's")
     stamps, contents = report.counted(held.total(), "stamp"), report.counted(len(told), "distinct content")
     console.say(f"the ledger holds {stamps} for {contents}: nothing is lost, nothing doubled")
+
+
+async def check_count(stub: ReducerServiceStub, ended: int) -> None:
+    """Wait until the session of the mesh has counted so many workflows, and see that it counts no more. Raises CommandError."""
+    request = aggregation_pb2.GetSessionRequest(session=_SESSION)
+    deadline = time.monotonic() + COUNT_SECONDS
+    while (session := (await stub.GetSession(request)).session).item_count < ended and time.monotonic() < deadline:
+        await asyncio.sleep(_LOOK_SECONDS)
+    if session.item_count != ended:
+        raise CommandError(
+            f"demo: of {ended:,} workflows that ended the session {_SESSION} counted {session.item_count:,}"
+        )
+    console.say(f"the session {_SESSION} counted {report.counted(ended, 'workflow')}: each once")

@@ -20,14 +20,14 @@ from services.chassis.keeper import Event
 from services.chassis.port import free_ports
 from services.cli import console, report
 from services.cli.batch import UNARY_BYTES
-from services.cli.crash import Crash, check_ledger
+from services.cli.crash import Crash, check_count, check_ledger
 from services.cli.failure import CommandError, Failed, complain
 from services.cli.interruption import postponed, run
 from services.cli.mesh import NODES, NodeAddress
 from services.cli.runner import mesh, unless_stopped
 from services.cli.stamping import Placement, Stamped, Stamper
 from services.cli.tampering import Tampering, change_last, change_letter
-from services.cli.target import ORCHESTRATOR, STAMPING
+from services.cli.target import ORCHESTRATOR, REDUCER, STAMPING
 from services.cli.tree import File, find
 from services.cli.validation import Validated, Validator, Verdict
 from services.cli.workflow import TOO_LARGE, Completed, Workflows, stamped
@@ -103,6 +103,8 @@ async def _tell(targets: Mapping[str, str], crash: Crash, originals: Sequence[Fi
     async with STAMPING.at(targets["stamping"]) as stub:
         if completed:
             await check_ledger(stub, completed)
+            async with REDUCER.at(targets["reducer"]) as reducer:
+                await check_count(reducer, len(completed))
         done = await _embed(stub, copies, completed)
         validator = Validator(stub)
         await _validate(validator, copies)

@@ -192,7 +192,17 @@ class Sweeper:
             count += await self._retention.blobs.drop(batch, self._settings.blob)
         return count
 
+    async def _sweep_released(self, deleted: Counter[str]) -> None:
+        digests = [b""]
+        while 0 in self._due:
+            digests = await self._retention.blobs.list_released(digests[-1], self._settings.batch_size)
+            if not digests:
+                break
+            _count(deleted, RetentionKind.BLOBS, await self._retention.blobs.drop_released(digests))
+            await self._pause()
+
     async def _sweep_blobs(self, deleted: Counter[str]) -> None:
+        await self._sweep_released(deleted)
         # What is referred to is passed once and not looked at each time; anew now and then, for what a sweep that broke off left.
         if self._walked_from is None or _now() - self._walked_from >= self._settings.blob_hours * 3600:
             self._walked_from, self._blobs, self._chunks = _now(), BlobPlace(), ChunkPlace()

@@ -12,10 +12,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from signal import SIGKILL
 
+import grpc
 import pytest
 import typer
 
 from omninode.bridge.orchestrator.v1 import orchestrator_pb2
+from omninode.bridge.reducer.v1 import aggregation_pb2 as pb
 from omninode.bridge.stamping.v1 import stamping_pb2
 from services.chassis.errors import BridgeError, FailedPrecondition, Unavailable
 from services.chassis.keeper import Died, Healthy, Report, Started
@@ -30,8 +32,24 @@ from services.cli.workflow import Completed
 from tests.cli.conftest import Ended, Run
 from tests.cli.fake import FakeStamping, serving
 from tests.cli.fake_orchestrator import FakeOrchestrator
+from tests.cli.fake_reducer import FakeReducer
 
 Demo = Callable[..., Ended]
+
+
+class _CountingReducer(FakeReducer):
+    """Its session of the mesh has counted the workflows that have ended, but for some."""
+
+    def __init__(self, orchestrator: FakeOrchestrator) -> None:
+        super().__init__()
+        self.orchestrator = orchestrator
+        self.uncounted = 0
+
+    def GetSession(self, request: pb.GetSessionRequest, context: grpc.ServicerContext) -> pb.GetSessionResponse:
+        workflows = self.orchestrator.workflows.values()
+        ended = sum(workflow.state == orchestrator_pb2.WORKFLOW_STATE_COMPLETED for workflow in workflows)
+        self.sessions = [pb.Session(session="workflows", item_count=ended - self.uncounted)]
+        return super().GetSession(request, context)
 
 
 class _Mesh:
@@ -43,6 +61,7 @@ class _Mesh:
     def __init__(self) -> None:
         self.node = FakeStamping()
         self.orchestrator = FakeOrchestrator(self.node)
+        self.reducer = _CountingReducer(self.orchestrator)
         self.stop = threading.Event()
         self.running = False
         self.mends = True
@@ -60,6 +79,7 @@ class _Mesh:
         async with AsyncExitStack() as running:
             running.enter_context(serving(self.node, ports["stamping"]))
             running.enter_context(serving(self.orchestrator, ports["orchestrator"]))
+            running.enter_context(serving(self.reducer, ports["reducer"]))
             for name in ports:
                 await running.enter_async_context(self._process(name, report))
             self.running = True
@@ -98,6 +118,7 @@ def mesh(monkeypatch: pytest.MonkeyPatch) -> _Mesh:
     stand_in = _Mesh()
     monkeypatch.setattr(demonstration, "mesh", stand_in)
     monkeypatch.setattr(workflow, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(crash, "COUNT_SECONDS", 1.0)
     return stand_in
 
 
@@ -143,6 +164,7 @@ def test_a_copy_is_stamped_and_validated_and_a_changed_byte_is_caught(demo: Demo
         "the orchestrator node is back, and 2 workflows ended after the kill",
         "COMPLETED: every one of 3 workflows, in ",
         "the ledger holds 3 stamps for 3 distinct contents: nothing is lost, nothing doubled",
+        "the session workflows counted 3 workflows: each once",
         "stamped: 3 files, 14 B",
         "validated: 2 valid, 0 invalid, 1 stamped detached, 0 without a stamp",
         "changed one byte of .gitignore: byte 77, 'p' to 'P'",
@@ -151,6 +173,15 @@ def test_a_copy_is_stamped_and_validated_and_a_changed_byte_is_caught(demo: Demo
     ):
         assert line in ended.out
     assert mesh.killed == ["orchestrator"]
+
+
+def test_a_workflow_that_is_not_counted_fails(demo: Demo, mesh: _Mesh, folder: Path) -> None:
+    mesh.reducer.uncounted = 1
+
+    ended = demo(folder)
+
+    assert ended.status == 1
+    assert "of 3 workflows that ended the session workflows counted 2" in ended.err
 
 
 @pytest.mark.parametrize("count", [1, 20])

@@ -31,4 +31,5 @@ def test_a_killed_node_loses_and_doubles_nothing(node: str, tmp_path: Path) -> N
         f"the ledger holds {COUNT} stamps for {COUNT} distinct contents: nothing is lost, nothing doubled"
         in done.stdout
     )
+    assert f"the session workflows counted {COUNT} workflows: each once" in done.stdout
     assert f"validated: {COUNT} valid" in done.stdout

@@ -14,6 +14,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from omninode.bridge.store.v1 import store_pb2
+from services.chassis.errors import NotFound
 from services.reducer.aggregation import durable
 from services.reducer.aggregation.aggregation import Aggregation
 from services.reducer.aggregation.config import Config
@@ -132,7 +133,11 @@ class Writer:
                     # Somebody else took it up in between. Who comes last writes.
                     continue
             writer = cls(storage, key, part, fold=fold, terms=terms, guards=guards, now=now, bound=bound)
-            await writer._restore()
+            try:
+                await writer._restore()
+            except NotFound:
+                # Somebody else wrote on meanwhile, and released what this head names.
+                continue
             return writer
         raise SessionTakenOver(metadata={"session": durable.session_of(key)})
 
@@ -141,7 +146,10 @@ class Writer:
         for _, references in groupby(self.head.deltas, key=attrgetter("version")):
             pieces = list(references)
             if pieces[0].offset > offset:
-                deltas = [Delta.from_bytes(await self._storage.blob(piece.digest)) for piece in pieces]
+                try:
+                    deltas = [Delta.from_bytes(await self._storage.blob(piece.digest)) for piece in pieces]
+                except NotFound as error:
+                    raise SessionTakenOver(metadata={"session": self.head.session}) from error
                 yield Committed(
                     min(pieces[0].offset, self.head.offset),
                     None,

@@ -9,9 +9,9 @@ from services.chassis.postgres_error import TransactionConflict
 from services.store.domain import BlobNotFound
 
 _FIND = "SELECT size_bytes, content, upload_id FROM blobs WHERE digest = $1"
-# A blob that is put again is kept from then on. A row that was not there before has no xmax.
+# A blob that is put again is kept from then on, whoever releases it. A row that was not there before has no xmax.
 _AGAIN = """
-ON CONFLICT ON CONSTRAINT blobs_pkey DO UPDATE SET created_at = excluded.created_at
+ON CONFLICT ON CONSTRAINT blobs_pkey DO UPDATE SET created_at = excluded.created_at, released = false
 RETURNING xmax = 0 AS is_new
 """
 _ADD = f"INSERT INTO blobs (digest, size_bytes, content, created_at) VALUES ($1, $2, $3, now()) {_AGAIN}"

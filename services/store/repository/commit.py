@@ -140,7 +140,8 @@ WITH item AS (
     INSERT INTO blobs (digest, size_bytes, content, created_at)
     SELECT DISTINCT ON (digest) digest, octet_length(content), content, now() FROM blob JOIN committed USING (item) ORDER BY digest
     -- It waits for a sweep that deletes it, and is as good as new after.
-    ON CONFLICT ON CONSTRAINT blobs_pkey DO UPDATE SET created_at = excluded.created_at
+    ON CONFLICT ON CONSTRAINT blobs_pkey DO UPDATE SET created_at = excluded.created_at, released = false
+    RETURNING digest
 ), referred AS (
     INSERT INTO blob_references (digest, key)
     SELECT digest, key FROM (SELECT item, digest FROM blob UNION SELECT item, digest FROM reference) AS used
@@ -157,6 +158,18 @@ WITH item AS (
             WHERE blob_references.digest = release.digest AND blob_references.key = committed.key
             LIMIT 1
         ) AS held
+    ))
+    RETURNING digest
+), marked AS (
+    -- For the next sweep, but for what was put again: somebody may yet refer to it. After `kept` and without a wait, or two commits
+    -- could each want what the other has. What is locked goes by its age.
+    UPDATE blobs SET released = true WHERE digest = ANY (ARRAY(
+        SELECT sole.digest
+        FROM (SELECT digest FROM released EXCEPT SELECT digest FROM kept) AS unused
+        CROSS JOIN LATERAL (
+            SELECT digest FROM blobs WHERE blobs.digest = unused.digest AND blobs.released IS NULL
+            LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
+        ) AS sole
     ))
 ), told AS MATERIALIZED (
     SELECT pg_notify('store_commits', string_agg(partition::text, ',')) FROM counted HAVING count(*) > 0

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-from services.chassis.postgres import Database
+from services.chassis.postgres import Connection, Database
 
 _LIST = """
 SELECT old.digest, old.created_at, used.found IS NULL AS is_unused
@@ -27,6 +27,12 @@ _LOCK = """
 SELECT digest FROM blobs WHERE digest = ANY ($1::bytea[]) AND created_at < now() - $2::interval
 ORDER BY digest FOR UPDATE SKIP LOCKED
 """
+_LIST_RELEASED = "SELECT digest FROM blobs WHERE released AND digest > $1 ORDER BY digest LIMIT $2"
+_LOCK_RELEASED = """
+SELECT digest FROM blobs WHERE digest = ANY ($1::bytea[]) AND released ORDER BY digest FOR UPDATE SKIP LOCKED
+"""
+# To be marked anew when its last key releases it.
+_UNMARK = "UPDATE blobs SET released = NULL WHERE digest = ANY ($1::bytea[])"
 # A statement of its own, whose snapshot shows every reference that was committed before the lock was taken.
 _DROP = """
 DELETE FROM blobs WHERE digest = ANY (ARRAY(
@@ -90,12 +96,23 @@ class BlobRetention:
         """Deletes those of the blobs that are older and that no key refers to, with their chunks; how many they were."""
         async with self._database.transaction() as connection:
             held = [row["digest"] for row in await connection.fetch(_LOCK, digests, retention)]
-            if not held:
-                return 0
-            dropped = await connection.fetch(_DROP, held)
-            if uploads := [row["upload_id"] for row in dropped if row["upload_id"]]:
-                await connection.execute(_DROP_CHUNKS, uploads)
-        return len(dropped)
+            return await _drop(connection, held)
+
+    async def list_released(self, after: bytes, limit: int) -> list[bytes]:
+        """The next `limit` blobs, in order, that a key has released since they were put."""
+        return [row["digest"] for row in await self._database.fetch(_LIST_RELEASED, after, limit)]
+
+    async def drop_released(self, digests: Sequence[bytes]) -> int:
+        """Deletes those of the released blobs that no key refers to, with their chunks; how many they were.
+
+        The others are not released any more.
+        """
+        async with self._database.transaction() as connection:
+            held = [row["digest"] for row in await connection.fetch(_LOCK_RELEASED, digests)]
+            count = await _drop(connection, held)
+            if count < len(held):
+                await connection.execute(_UNMARK, held)
+        return count
 
     async def list_uploads(
         self, retention: timedelta, after: ChunkPlace, limit: int
@@ -113,3 +130,13 @@ class BlobRetention:
             if dead:
                 await connection.execute(_DROP_CHUNKS, dead)
         return len(dead)
+
+
+async def _drop(connection: Connection, held: Sequence[bytes]) -> int:
+    """Deletes those of the blobs that no key refers to; the transaction holds their rows."""
+    if not held:
+        return 0
+    dropped = await connection.fetch(_DROP, held)
+    if uploads := [row["upload_id"] for row in dropped if row["upload_id"]]:
+        await connection.execute(_DROP_CHUNKS, uploads)
+    return len(dropped)

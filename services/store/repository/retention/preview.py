@@ -63,10 +63,14 @@ LEFT JOIN LATERAL (
 ) AS logged ON true
 WHERE logged.found IS NULL
 """
-# A key that would go refers to nothing. $3 are the partitions' floors, from partition 0 on.
+# Old ones, and released ones of any age. A key that would go refers to nothing. $3 are the partitions' floors, from partition 0 on.
 _COUNT_BLOBS = """
 SELECT count(*)
-FROM blobs
+FROM (
+    SELECT digest FROM blobs WHERE created_at < now() - $1::interval
+    UNION ALL
+    SELECT digest FROM blobs WHERE released AND created_at >= now() - $1::interval
+) AS due
 LEFT JOIN LATERAL (
     SELECT true AS found
     FROM blob_references AS reference
@@ -78,10 +82,10 @@ LEFT JOIN LATERAL (
           )
         LIMIT 1
     ) AS finished ON true
-    WHERE reference.digest = blobs.digest AND finished.found IS NULL
+    WHERE reference.digest = due.digest AND finished.found IS NULL
     LIMIT 1
 ) AS used ON true
-WHERE blobs.created_at < now() - $1::interval AND used.found IS NULL
+WHERE used.found IS NULL
 """
 _COUNT_UPLOADS = """
 SELECT count(*)

@@ -641,7 +641,8 @@ class TryCommitRequest(_message.Message):
     def released_blob_refs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Digests of blobs to which the state refers no more; at most 100. Without it a key refers to every blob that a commit of it
         named, for as long as the key is there. One that this commit also names in `blobs` or `blob_refs` stays referred to; one to
-        which the key does not refer is no error.
+        which the key does not refer is no error. One to which no other key refers may be deleted from then on; it is kept a day if it
+        is put again, or was.
         """
 
     def __init__(

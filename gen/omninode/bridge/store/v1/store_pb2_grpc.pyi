@@ -141,7 +141,8 @@ class StoreServiceStub:
     PutBlob: _aio.StreamUnaryMultiCallable[_store_pb2.PutBlobRequest, _store_pb2.PutBlobResponse]
     """Stores bytes under their BLAKE3 digest: a header, then chunks. A blob that is there already is kept from now on.
 
-    A stream that is cut off stores nothing. A blob that no key refers to may be deleted after a day.
+    A stream that is cut off stores nothing. A blob that no key refers to may be deleted a day after it was put last. One that was
+    put only once may be deleted as soon as its last key has released it.
 
     Errors: INVALID_FIELD, STREAM_OUT_OF_ORDER, BLOB_DIGEST_MISMATCH, CONTENT_TOO_LARGE.
     """
@@ -426,7 +427,8 @@ class StoreServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_store_pb2.PutBlobResponse]:
         """Stores bytes under their BLAKE3 digest: a header, then chunks. A blob that is there already is kept from now on.
 
-        A stream that is cut off stores nothing. A blob that no key refers to may be deleted after a day.
+        A stream that is cut off stores nothing. A blob that no key refers to may be deleted a day after it was put last. One that was
+        put only once may be deleted as soon as its last key has released it.
 
         Errors: INVALID_FIELD, STREAM_OUT_OF_ORDER, BLOB_DIGEST_MISMATCH, CONTENT_TOO_LARGE.
         """

@@ -130,7 +130,10 @@ async def check_count(stub: ReducerServiceStub, ended: int) -> None:
     """Wait until the session of the mesh has counted so many workflows, and see that it counts no more. Raises CommandError."""
     request = aggregation_pb2.GetSessionRequest(session=_SESSION)
     deadline = time.monotonic() + COUNT_SECONDS
-    while (session := (await stub.GetSession(request)).session).item_count < ended and time.monotonic() < deadline:
+    while True:
+        session = (await stub.GetSession(request)).session
+        if session.item_count >= ended or time.monotonic() > deadline:
+            break
         await asyncio.sleep(_LOOK_SECONDS)
     if session.item_count != ended:
         raise CommandError(

@@ -33,6 +33,7 @@ from services.reducer.aggregation.window import (
 _Open: TypeAlias = WindowShelf | SessionShelf
 _Row: TypeAlias = tuple[int, Slot, int, str, str, str, FoldItem | None]
 _BEFORE_ALL = -(2**63)
+_UNLIMITED = 2**62
 
 
 class Change(NamedTuple):
@@ -41,6 +42,8 @@ class Change(NamedTuple):
     delta: Delta
     """Without what was rejected."""
     early: Sequence[Pane]
+    is_part: bool
+    """Whether more is due."""
 
 
 class Aggregation:
@@ -121,30 +124,35 @@ class Aggregation:
         """Nothing more will come: with the next `take` all cells are final, and the watermark is where they all are."""
         self._finishing = True
 
-    def take(self, early: bool = False) -> Change:
+    def take(self, early: bool = False, limit: int = _UNLIMITED) -> Change:
         """What has changed since the last time.
 
         A pane is told when its cell becomes on time, when it is final, and whenever it changed in between. `early` asks also for
         panes of what is open and changed since it was last asked for; they are told only where the session has an early period.
-        Of a shelf that is due and out of memory nothing becomes yet: it may be `put`, and then taken.
+        Of cells that come due `limit` at most are told, beside those that changed: what is left comes with the next. Of a shelf
+        that is due and out of memory nothing becomes yet: it may be `put`, and then taken.
         """
         bound = None if self._finishing else self._watermark
         cells, self._changed = self._changed, []
         shelves = [shelf for shelf in self._open.values() if bound is None or shelf.deadline <= bound]
+        passed: list[_Open] = []
         for shelf in shelves:
-            due = shelf.due(bound)
+            due, is_whole = shelf.due(bound, limit)
+            limit -= len(due)
             if due:
                 self._touch(shelf.name)
             for cell in due:
                 if not cell.changed:
                     cell.changed = True
                     cells.append(cell)
+            if is_whole:
+                passed.append(shelf)
         records, panes, final = self._tell(cells)
-        self._close(shelves, final)
+        self._close(passed, final)
         removed, self._removed = self._removed, []
         for cell_id in removed:
             self._unseen.pop(cell_id, None)
-        return Change(Delta(records, removed, panes), self._early() if early else ())
+        return Change(Delta(records, removed, panes), self._early() if early else (), len(passed) < len(shelves))
 
     def shelves_of(self, items: Columns) -> set[str]:
         """The shelves out of memory that `add` would touch."""
@@ -233,10 +241,10 @@ class Aggregation:
         """The records of these shelves, as they are now, are or will be stored."""
         self._dirty.difference_update(shelves)
 
-    def records_of(self, shelf: str) -> list[Record]:
+    def records_of(self, shelf: str) -> Iterator[Record]:
         """The full records of a shelf in memory; right after a `take`, because what is not told must not be stored."""
         assert not self._changed, "everything is told"
-        return [cell.record() for cell in self._open.get(shelf) or self._closed[shelf]]
+        return (cell.record() for cell in self._open.get(shelf) or self._closed[shelf])
 
     def coldest(self) -> Iterator[str]:
         """The shelves in memory that are as they were stored, the one touched longest ago first; `evict` may follow each."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Any, NamedTuple, TypeAlias
 
 from pydantic_core import from_json, to_json
@@ -177,14 +178,14 @@ def checkpoint_from_bytes(blob: bytes) -> dict[str, Shelf]:
     return {name: Shelf(*shelf) for name, shelf in from_json(blob).items()}
 
 
-def packed(shelves: Iterable[tuple[str, Sequence[Record]]]) -> Iterator[Pack]:
+def packed(shelves: Iterable[tuple[str, Iterator[Record]]]) -> Iterator[Pack]:
     """Shelves in packs of a size that is read at once; a large one is in several."""
     pack: dict[str, Sequence[Record]] = {}
     room = _PIECE_RECORDS
     for name, records in shelves:
-        for start in range(0, len(records), _PIECE_RECORDS):
-            pack[name] = records[start : start + _PIECE_RECORDS]
-            room -= len(pack[name])
+        while piece := list(islice(records, _PIECE_RECORDS)):
+            pack[name] = piece
+            room -= len(piece)
             if room <= 0:
                 yield pack
                 pack, room = {}, _PIECE_RECORDS

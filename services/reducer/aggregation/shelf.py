@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush
-from itertools import chain
+from itertools import chain, islice
 from operator import attrgetter
 
 from services.reducer.aggregation.cell import Cell, Counting, Stage
@@ -53,12 +53,17 @@ class WindowShelf:
         del self.cells[cell.strategy][slot]
         self.size_bytes -= cell.size_bytes
 
-    def due(self, watermark: int | None) -> list[Cell]:
-        """The cells that the watermark has come to, all of them where it is None. They are not due again for the same."""
-        if watermark is not None and watermark < self.deadline:
-            return []
+    def due(self, watermark: int | None, limit: int) -> tuple[list[Cell], bool]:
+        """Up to `limit` cells that the watermark has come to, all where it is None, and whether none is left.
+
+        They are not due again for the same once what is to become of them has.
+        """
+        stage = Stage.FINAL if watermark is None or watermark >= self._final else Stage.ON_TIME
+        due = list(islice((cell for cell in self if cell.stage < stage), limit + 1))
+        if len(due) > limit:
+            return due[:limit], False
         self.deadline = self._final
-        return list(self)
+        return due, True
 
     def settle(self) -> None:
         """Finds the deadline from the cells' stages."""
@@ -165,13 +170,18 @@ class SessionShelf:
         self._count -= 1
         self.size_bytes -= cell.size_bytes
 
-    def due(self, watermark: int | None) -> list[Cell]:
-        """The cells that the watermark has come to, all of them where it is None. They are not due again for the same."""
+    def due(self, watermark: int | None, limit: int) -> tuple[list[Cell], bool]:
+        """Up to `limit` cells that the watermark has come to, all where it is None, and whether none is left.
+
+        They are not due again for the same.
+        """
         if watermark is None:
-            return list(self)
+            return list(islice(self, limit)), len(self) <= limit
         due: list[Cell] = []
         schedule = self._schedule
         while schedule and schedule[0][0] <= watermark:
+            if len(due) == limit:
+                return due, False
             time, _, cell = heappop(schedule)
             if cell.due != time or cell.stage == Stage.MERGED:
                 continue
@@ -181,7 +191,7 @@ class SessionShelf:
                 deadline = cell.end + self._lateness
             if deadline > watermark:
                 self._plan(cell, deadline)
-        return due
+        return due, True
 
     def settle(self) -> None:
         """Finds the deadline from the cells' stages."""

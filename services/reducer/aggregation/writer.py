@@ -29,6 +29,8 @@ from services.reducer.aggregation.storage import Storage, digest_of, releasable
 
 _CROWDED_SECONDS = 1.0
 """Between two checkpoints for want of memory, which write, evict and may read back whole windows."""
+_DUE_CELLS = 20_000
+"""Cells that come due and are committed together: a window of a hundred thousand would take twice its memory while it closes."""
 _SLICE_ITEMS = 1000
 """Items between two turns of the event loop: some milliseconds."""
 _OPENINGS = 5
@@ -223,8 +225,9 @@ class Writer:
                 return Committed(self.head.offset, self.head.progress.watermark, (), (), ())
             if finish:
                 self._aggregation.finish()
-            is_part = await self._load_due()
-            change = self._aggregation.take(early=early)
+            lacks_room = await self._load_due()
+            change = self._aggregation.take(early=early, limit=_DUE_CELLS)
+            is_part = lacks_room or change.is_part
             rejected, self._rejected = self._rejected, []
             delta = change.delta._replace(rejected=rejected)
             finishes, leaves = finish and not is_part, leave and not is_part
@@ -244,7 +247,7 @@ class Writer:
             references = (DeltaRef(digest, self.part.version + 1, offset) for digest in blobs)
             head = replace(head, deltas=(*head.deltas, *references))
             shelves = self._shelves
-            if self._is_checkpoint_due(head, leaves=leaves, is_part=is_part):
+            if self._is_checkpoint_due(head, leaves=leaves, lacks_room=lacks_room):
                 head, shelves, packed = await self._checkpoint(head)
                 blobs |= packed
         if head != self.head:
@@ -322,7 +325,7 @@ class Writer:
                 records += packs[digest][name]
             self._aggregation.put(name, records)
 
-    def _is_checkpoint_due(self, head: Head, *, leaves: bool, is_part: bool) -> bool:
+    def _is_checkpoint_due(self, head: Head, *, leaves: bool, lacks_room: bool) -> bool:
         pending = len(head.pending(head.checkpoint_version))
         if pending >= self._terms.checkpoint_commits:
             # Also where no cell changed: what was refused is in the deltas, too.
@@ -333,7 +336,7 @@ class Writer:
         return (
             self._commits + 1 >= self._terms.checkpoint_commits
             or since >= self._terms.checkpoint_seconds
-            or ((is_part or since >= _CROWDED_SECONDS) and self.size_bytes > self._bound())
+            or ((lacks_room or since >= _CROWDED_SECONDS) and self.size_bytes > self._bound())
             or (leaves and pending > 1)
             or head.finished
         )

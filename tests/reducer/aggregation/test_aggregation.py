@@ -204,19 +204,21 @@ class Store:
         self.load(self.aggregation.shelves_of(columns(batch)))
         self.aggregation.add(columns(batch))
 
-    def take(self) -> None:
+    def take(self, limit: int = 1000) -> bool:
+        """Whether all that is due is taken."""
         self.load(self.aggregation.due_shelves())
-        delta = self.aggregation.take().delta
-        self.deltas += map(Delta.from_bytes, delta.to_blobs())
-        self.final += [pane for pane in delta.panes if pane.final]
+        change = self.aggregation.take(limit=limit)
+        self.deltas += map(Delta.from_bytes, change.delta.to_blobs())
+        self.final += [pane for pane in change.delta.panes if pane.final]
         self.progress = self.aggregation.progress
+        return not change.is_part
 
     def checkpoint(self) -> None:
         dirty = self.aggregation.dirty
         self.deadlines = self.aggregation.shelves()
         self.packs = {name: pack for name, pack in self.packs.items() if name in self.deadlines}
         for name in dirty:
-            self.packs[name] = pack_to_bytes({name: self.aggregation.records_of(name)})
+            self.packs[name] = pack_to_bytes({name: list(self.aggregation.records_of(name))})
         self.aggregation.checkpointed(dirty)
         assert self.packs.keys() == self.deadlines.keys()
         self.deltas = []
@@ -230,7 +232,9 @@ class Store:
         for delta in self.deltas:
             self.load(self.aggregation.shelves_of_records(delta.records, delta.removed))
             self.aggregation.apply(delta.records, delta.removed)
-        assert self.aggregation.progress == self.progress
+        # A window whose last cells became final is closed at the next take; one that is built anew is closed already.
+        closed = self.aggregation.progress._replace(open_windows=self.progress.open_windows)
+        assert closed == self.progress
 
     def load(self, names: Iterable[str]) -> None:
         for name in names:
@@ -251,9 +255,9 @@ STEPS = st.lists(st.sampled_from(["take", "checkpoint", "evict", "evict some", "
 
 
 @settings(max_examples=50, deadline=None)
-@given(configs(), st.lists(st.tuples(items(8, 40), STEPS), min_size=2, max_size=4))
+@given(configs(), st.lists(st.tuples(items(8, 40), STEPS), min_size=2, max_size=4), st.sampled_from([1, 3, 1000]))
 def test_a_session_that_was_stopped_goes_on_as_if_it_had_not_been(
-    config: Config, parts: list[tuple[list[Item], list[str]]]
+    config: Config, parts: list[tuple[list[Item], list[str]]], limit: int
 ) -> None:
     steady, stopped = Store(config), Store(config)
     for number, (part, steps) in enumerate(parts):
@@ -265,7 +269,7 @@ def test_a_session_that_was_stopped_goes_on_as_if_it_had_not_been(
             stopped.restart()
             stopped.add(batch)
         steady.take()
-        stopped.take()
+        stopped.take(limit)
         for step in steps:
             match step:
                 case "checkpoint":
@@ -278,9 +282,15 @@ def test_a_session_that_was_stopped_goes_on_as_if_it_had_not_been(
                     stopped.restart()
     for store in (steady, stopped):
         store.aggregation.finish()
-        store.take()
+        while not store.take(limit):
+            pass
     assert sorted(map(content, stopped.final)) == sorted(map(content, steady.final))
-    assert shown(stopped.records(), config) == shown(steady.records(), config)
+    ours, theirs = shown(stopped.records(), config), shown(steady.records(), config)
+    if limit == 1000:
+        assert ours == theirs
+    else:
+        # Told in parts, a cell may be told at another time, and more often.
+        assert [(stage, content(pane)) for stage, pane in ours] == [(stage, content(pane)) for stage, pane in theirs]
     assert stopped.aggregation.progress == steady.aggregation.progress
 
 
@@ -346,7 +356,7 @@ def test_a_shelf_out_of_memory_is_asked_for_before_it_is_touched_and_comes_due_w
     aggregation = made(CONFIG)
     add(aggregation, 1, 2)
     aggregation.take()
-    records = aggregation.records_of("w0")
+    records = list(aggregation.records_of("w0"))
     aggregation.checkpointed(["w0"])
     aggregation.evict("w0")
     assert aggregation.shelves_of(columns([item(11)])) == set()

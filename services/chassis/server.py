@@ -173,6 +173,7 @@ class Server:
         for signum in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(signum, asked.set)
         await self.start()
+        thresholds = gc.get_threshold()
         try:
             with metrics_endpoint(self._registry, self._settings.host, self._metrics_port()) as metrics_port:
                 # What is there now stays: a full collection would walk it all, 40 ms in which nobody is answered.
@@ -193,6 +194,8 @@ class Server:
                 f"cannot serve metrics on {self._settings.host}:{self._metrics_port()}: {error.strerror}",
                 metadata={"address": f"{self._settings.host}:{self._metrics_port()}"},
             ) from error
+        finally:
+            gc.set_threshold(*thresholds)
         _log.info("stopped")
 
     @contextmanager

@@ -187,17 +187,22 @@ class Intake:
             from_beginning=from_beginning,
         )
         held: list[store_pb2.OutboxEvent] = []
-        async for response in self._stub.WatchOutbox(request):
-            held += response.items
-            # A response may end within an offset: the rest of it comes with the next.
-            whole = [event for event in held if event.offset < response.next_offset]
-            held = held[len(whole) :]
-            idle = None
-            if response.WhichOneof("notice") in ("caught_up", "checkpoint"):
-                time = getattr(response, str(response.WhichOneof("notice"))).time
-                idle = time.seconds * SECOND + time.nanos // 1000 - _CLOCKS if time.seconds else None
-            if whole or idle is not None:
-                yield _Intents(whole, response.next_offset - 1, idle)
+        call = self._stub.WatchOutbox(request)
+        try:
+            async for response in call:
+                held += response.items
+                # A response may end within an offset: the rest of it comes with the next.
+                whole = [event for event in held if event.offset < response.next_offset]
+                held = held[len(whole) :]
+                idle = None
+                if response.WhichOneof("notice") in ("caught_up", "checkpoint"):
+                    time = getattr(response, str(response.WhichOneof("notice"))).time
+                    idle = time.seconds * SECOND + time.nanos // 1000 - _CLOCKS if time.seconds else None
+                if whole or idle is not None:
+                    yield _Intents(whole, response.next_offset - 1, idle)
+        finally:
+            # Not when the garbage collector comes to it.
+            call.cancel()
 
 
 async def _gathered(groups: asyncio.Queue[_Intents | Exception], seconds: float) -> _Intents:

@@ -100,8 +100,13 @@ class Caller:
 
     async def download(self, content: bytes = b"", *, method: str = "Download", **options: Any) -> Answers:
         call = self.channel.unary_stream(PATH + method, HashRequest.SerializeToString, HashResponse.FromString)
-        async for response in _reading(call(HashRequest(content=content), **options)):
-            yield response
+        # Who leaves is gone at once, not when the garbage collector comes to the call.
+        answers = call(HashRequest(content=content), **options)
+        try:
+            async for response in _reading(answers):
+                yield response
+        finally:
+            answers.cancel()
 
     async def both(self, *contents: bytes, **options: Any) -> Answers:
         async def requests() -> AsyncIterator[HashRequest]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeAlias
 
 import grpc
@@ -100,13 +100,10 @@ class Caller:
 
     async def download(self, content: bytes = b"", *, method: str = "Download", **options: Any) -> Answers:
         call = self.channel.unary_stream(PATH + method, HashRequest.SerializeToString, HashResponse.FromString)
-        # Who leaves is gone at once, not when the garbage collector comes to the call.
-        answers = call(HashRequest(content=content), **options)
-        try:
-            async for response in _reading(answers):
+        # Who leaves is gone at once, not when the generator within is finalized.
+        async with aclosing(_reading(call(HashRequest(content=content), **options))) as responses:
+            async for response in responses:
                 yield response
-        finally:
-            answers.cancel()
 
     async def both(self, *contents: bytes, **options: Any) -> Answers:
         async def requests() -> AsyncIterator[HashRequest]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from collections.abc import Iterable
+from itertools import chain, cycle, islice
 
 from services.chassis.folder import MeshError
 
@@ -12,6 +14,12 @@ LOOPBACK = "127.0.0.1"
 MAX_PORT = 65535
 METRICS_OFFSET = 1000
 """A node's metrics are served on its port and this, unless a port is set for them."""
+
+
+_UNTAKEN = range(20_000, 32_000)
+"""Below the ports that systems give to outgoing connections, one of which may take a free port before its owner listens."""
+# Each process begins elsewhere, and gives each port once in a round: many may start meshes at the same time.
+_candidates = cycle(chain(_UNTAKEN[os.getpid() * 97 % len(_UNTAKEN) :], _UNTAKEN[: os.getpid() * 97 % len(_UNTAKEN)]))
 
 
 class PortRefused(MeshError):
@@ -25,8 +33,14 @@ class PortRefused(MeshError):
 def free_ports(count: int, host: str = LOOPBACK) -> tuple[int, ...]:
     """`count` different ports on which nothing listens now. Nothing reserves them: take them soon."""
     with contextlib.ExitStack() as held:
-        listeners = [held.enter_context(_listener(host, 0)) for _ in range(count)]
-        return tuple(listener.getsockname()[1] for listener in listeners)
+        found: list[int] = []
+        for port in islice(_candidates, len(_UNTAKEN)):
+            with contextlib.suppress(OSError):
+                held.enter_context(_listener(host, port))
+                found.append(port)
+            if len(found) == count:
+                return tuple(found)
+    raise PortRefused(host, _UNTAKEN.start, f"no {count} ports are free up to {_UNTAKEN.stop - 1}")
 
 
 def check_free(addresses: Iterable[tuple[str, int]]) -> None:
